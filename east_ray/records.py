@@ -1,0 +1,119 @@
+"""What flows between stages: one Arrow schema per artefact, checked where it crosses a boundary.
+
+Every table keeps one row per question until `select`, so no stage ever needs a shuffle. Schemas are explicit
+because Arrow otherwise types a block whose answers are all null as `null`, which breaks writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message names the thing, its value and the remedy; no traceback is shown."""
+
+
+CORRECT = "correct"
+INCORRECT = "incorrect"
+ERROR = "error"
+VERDICTS = (CORRECT, INCORRECT, ERROR)
+
+# One row per question, with the prompt rendered once for the whole run: Llama 3.x chat templates insert today's
+# date, so sampling, training and evaluation all read these ids instead of rendering again.
+QUESTIONS = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("reference", pa.string(), nullable=False),
+        pa.field("level", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("prompt_hash", pa.string(), nullable=False),
+    ]
+)
+
+# One row per question: exactly num_samples completions, or fewer with the reason in `shortfall`.
+SAMPLES = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("reference", pa.string(), nullable=False),
+        pa.field("prompt_hash", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("completions", pa.list_(pa.string()), nullable=False),
+        pa.field("finish_reasons", pa.list_(pa.string()), nullable=False),  # "stop" | "length" | "unknown" (imported)
+        pa.field("completion_tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("shortfall", pa.string()),
+    ]
+)
+
+# One row per question, without any completion text: all that weighing reads.
+GRADES = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("answers", pa.list_(pa.string()), nullable=False),  # null: no extractable answer
+        pa.field("rules", pa.list_(pa.string()), nullable=False),  # which extraction rule fired
+        pa.field("verdicts", pa.list_(pa.string()), nullable=False),  # one of VERDICTS per completion
+        pa.field("clusters", pa.list_(pa.int32()), nullable=False),  # per completion; -1: ignored (unanswered="ignore")
+        pa.field(
+            "cluster_sizes", pa.list_(pa.int32()), nullable=False
+        ),  # by size, then key; all counts are of completions
+        pa.field("cluster_verdicts", pa.list_(pa.string()), nullable=False),
+        pa.field("truncated", pa.list_(pa.bool_()), nullable=False),
+        pa.field("num_samples", pa.int32(), nullable=False),
+        pa.field("num_correct", pa.int32(), nullable=False),
+        pa.field("num_incorrect", pa.int32(), nullable=False),
+        pa.field("num_errors", pa.int32(), nullable=False),
+        pa.field("num_unanswered", pa.int32(), nullable=False),
+        pa.field("num_truncated", pa.int32(), nullable=False),
+        pa.field("num_positives", pa.int32(), nullable=False),  # correct, finished, with an extractable answer
+        pa.field("num_negatives", pa.int32(), nullable=False),  # incorrect and not empty
+        pa.field("largest_wrong", pa.int32(), nullable=False),  # completions in the largest incorrect cluster
+        pa.field("mean_tokens", pa.float64(), nullable=False),  # mean completion length, tokens
+        pa.field("shortfall", pa.string()),
+    ]
+)
+
+# One row per question; `reason` is null for kept questions. One further float64 column per mapping, named by
+# `Mapping.column`, null where the question is not kept.
+MEASURES = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("num_clusters", pa.int32(), nullable=False),
+        pa.field("entropy", pa.float64(), nullable=False),
+        pa.field("inaccuracy", pa.float64(), nullable=False),
+        pa.field("dominant_wrong", pa.float64(), nullable=False),
+        pa.field("mean_tokens", pa.float64(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+# TRL's own column names, the question they came from, then one float64 column per mapping as in MEASURES.
+EXAMPLES = {
+    "sft": pa.schema([("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string())]),
+    "dpo": pa.schema(
+        [("question_id", pa.string()), ("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())]
+    ),
+    "kto": pa.schema(
+        [("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string()), ("label", pa.bool_())]
+    ),
+}
+
+
+def prompt_hash(prompt_token_ids: Sequence[int]) -> str:
+    """16 hex digits that identify a rendered prompt by its token ids."""
+    data = b"".join(int(token).to_bytes(4, "little") for token in prompt_token_ids)
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """Return `table` with exactly the columns of `schema`, cast; UserError names what is missing and where."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{where} lacks the columns {missing}; it was not written by this version: restart from the stage before it"
+        )
+    return table.select(schema.names).cast(schema)

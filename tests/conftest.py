@@ -1,0 +1,49 @@
+"""Fixtures that several test files share: real data beside the checkout, the bundled tiny model, one Ray instance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real questions and real model responses; kept beside the checkout, never inside it."""
+    path = Path(os.environ.get("EAST_RAY_SHARED", ROOT.parent / "shared")) / "data"
+    if not path.is_dir():
+        pytest.skip(f"needs the verification data at {path} (set EAST_RAY_SHARED to the folder that holds data/)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The bundled character-level model."""
+    return ROOT / "east_ray" / "tiny" / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_questions() -> Path:
+    """The directory with the bundled train.jsonl and test.jsonl."""
+    return ROOT / "east_ray" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for the whole run, two CPUs, no dashboard."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    yield
+    if started:
+        ray.shutdown()
