@@ -1,0 +1,153 @@
+"""Where the final answer is in a text: pure string work, linear time, no mathematics.
+
+What an answer means is decided in `canonical.py`; whether it is right in `grading.py`. The text is model output and
+may be anything, so every scan here touches each character a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_ANSWER_CHARS = 2_000  # a longer candidate is no answer; MATH's longest reference has 159
+MAX_NESTING = 100  # braces; deeper ones are no answer
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The answer as written (None: none found) and the rule that found it, or why none did."""
+
+    answer: str | None
+    rule: str
+
+
+def extract_answer(text: str, *, answer_tags: bool = False, last_number: bool = False) -> Extraction:
+    """Find the final answer of a completion; rules in order, the last match of the first rule that matches.
+
+    `<answer>` tags (only if asked), boxed, ####, "answer is" / "answer:", the last number (only if asked). What follows a
+    new "Question:" or "User:" turn is not part of the completion. An answer too long or too deeply nested is none.
+    """
+    text = _first_turn(text)
+    if answer_tags and (tagged := _tagged(text)) is not None:
+        inner = _boxed(tagged) or _hashes(tagged) or _phrase(tagged)
+        return _bounded(inner.answer if inner and inner.answer else tagged.strip(), "answer_tags")
+    found = _boxed(text) or _hashes(text) or _phrase(text)
+    if found is None and last_number:
+        found = _last_number(text)
+    return _bounded(found.answer, found.rule) if found else Extraction(None, "none")
+
+
+def reference_answer(text: str) -> str | None:
+    """The answer in a dataset's answer column: a bare answer, a GSM8K solution (####) or a MATH solution (boxed).
+
+    None when a longer text holds neither.
+    """
+    found = _boxed(text) or _hashes(text)
+    if found is not None:
+        return found.answer
+    bare = text.strip()
+    return bare if bare and len(bare) <= MAX_ANSWER_CHARS and "\n" not in bare else None
+
+
+# A completion that goes on with a question of its own; only at the start of a line, and never at the very start.
+_TURN = re.compile(
+    r"\n[ \t*#]*(?:Question|User|Human|Problem|Q)[ \t]*\d*[ \t]*:|<\|(?:im_start|im_end|eot_id|endoftext)\|>"
+)
+
+
+def _first_turn(text: str) -> str:
+    start = len(text) - len(text.lstrip())
+    turn = _TURN.search(text, start)
+    return text[: turn.start()] if turn else text
+
+
+def _tagged(text: str) -> str | None:
+    """Content of the last non-empty <answer>; one that is never closed runs to the end."""
+    end = len(text)
+    while (start := text.rfind("<answer>", 0, end)) >= 0:
+        content = text[start + len("<answer>") : end].split("</answer>", 1)[0]
+        if content.strip():
+            return content
+        end = start
+    return None
+
+
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?[0-9.,]*[0-9]|\\?[A-Za-z]+)")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def _boxed(text: str) -> Extraction | None:
+    r"""The last balanced, non-blank \boxed{} or \fbox{}, else the last \boxed without braces, as in "\boxed 2"."""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
+    box = None
+    open_braces: list[re.Match[str] | None] = []
+    for match in _BRACES.finditer(text):
+        token = match.group()
+        if token == "}":
+            opened = open_braces.pop() if open_braces else None
+            is_box = opened is not None and text[opened.end() : match.start()].strip()
+            if opened and is_box and (box is None or opened.start() > box[0]):
+                box = opened.start(), text[opened.end() : match.start()].strip()
+        elif token.endswith("{") and not token.startswith("\\{"):
+            open_braces.append(match if len(token) > 1 else None)
+    if box is not None:
+        return Extraction(box[1], "boxed")
+    bare = _BARE_BOX.findall(text)
+    return Extraction(bare[-1], "boxed") if bare else None
+
+
+def _hashes(text: str) -> Extraction | None:
+    for start in _places(text, "####"):
+        if (line := text[start + 4 :].split("\n", 1)[0].strip().lstrip("#").strip()) != "":
+            return Extraction(line, "hashes")
+    return None
+
+
+def _places(text: str, marker: str) -> list[int]:
+    """Last few places of a marker, last first: more would let a hostile text cost quadratic time."""
+    places, end = [], len(text)
+    while len(places) < 3 and (start := text.rfind(marker, 0, end)) >= 0:
+        places.append(start)
+        end = start
+    return places
+
+
+_PHRASE = re.compile(r"answer[ \t]*(?:\([^()\n]{0,40}\)[ \t]*)?(?:is|are|was|:|=)[ \t]*:?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|</|\*\*")
+
+
+def _phrase(text: str) -> Extraction | None:
+    """What follows the last "answer is" or "answer:", to the end of its sentence or formula."""
+    ends = [match.end() for match in _PHRASE.finditer(text)]
+    if not ends:
+        return None
+    rest = text[ends[-1] : ends[-1] + MAX_ANSWER_CHARS].lstrip(" \t\n*:")
+    for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+        if rest.startswith(opening):
+            inside, closed, _ = rest[len(opening) :].partition(closing)
+            if closed and inside.strip() and "\n\n" not in inside:
+                return Extraction(inside.strip(), "phrase")
+    end = _SENTENCE_END.search(rest)
+    sentence = (rest[: end.start()] if end else rest).strip()
+    return Extraction(sentence, "phrase") if sentence else None
+
+
+_NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?", re.ASCII)
+
+
+def _last_number(text: str) -> Extraction | None:
+    numbers = _NUMBER.findall(text)
+    return Extraction(numbers[-1], "last_number") if numbers else None
+
+
+def _bounded(answer: str | None, rule: str) -> Extraction:
+    if not answer:
+        return Extraction(None, "none")
+    if len(answer) > MAX_ANSWER_CHARS:
+        return Extraction(None, "too_long")
+    depth = deepest = 0
+    for character in answer:
+        depth += (character in "{([") - (character in "})]")
+        deepest = max(deepest, depth)
+    return Extraction(answer, rule) if deepest <= MAX_NESTING else Extraction(None, "too_deep")
