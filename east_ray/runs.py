@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +19,25 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from east_ray import storage
 from east_ray.records import UserError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+INTENT = "intent.json"
+
+# The command that redoes a stage directory, for messages.
+STEP_OF_DIRECTORY = {
+    "questions": "questions",
+    "samples": "sample",
+    "grades": "verify",
+    "weights": "weigh",
+    "examples": "select",
+    "training": "train",
+    "validation": "validate",
+    "evaluation": "evaluate",
+}
 
 
 @dataclass(frozen=True)
@@ -34,67 +46,53 @@ class RunDirectory:
 
     uri: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", storage.absolute(self.uri))
+
     @property
     def is_local(self) -> bool:
-        return "://" not in self.uri or self.uri.startswith("file://")
+        return storage.is_local(self.uri)
 
     @property
     def root(self) -> str:
-        return self._resolve()[1]
+        return storage.open_filesystem(self.uri)[1]
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        return self._resolve()[0]
-
-    def _resolve(self) -> tuple[pafs.FileSystem, str]:
-        if self.is_local:
-            return pafs.LocalFileSystem(), str(Path(self.uri.removeprefix("file://")).expanduser().absolute())
-        try:
-            return pafs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"run.dir={self.uri!r} cannot be opened: {error}") from None
+        return storage.open_filesystem(self.uri)[0]
 
     def path(self, *parts: str) -> str:
         """Absolute path on `filesystem` of a file or directory inside the run."""
         return "/".join([self.root, *parts])
 
     def uri_of(self, *parts: str) -> str:
-        """The same as something a user, vLLM or Ray Data can open: a plain path, or scheme://..."""
-        return self.path(*parts) if self.is_local else "/".join([self.uri.rstrip("/"), *parts])
+        """The same as an address to print, or to open through `storage`: a plain path, or scheme://..."""
+        return storage.join(self.uri, *parts)
+
+    def local_copy(self, *parts: str) -> str:
+        """A directory of the run (a model) as a path on this node, which is what vLLM and transformers load from.
+
+        The directory itself on a local disk; on a store a copy in the node's cache, fetched once (storage.local_copy).
+        """
+        return storage.local_copy(self.uri_of(*parts))
+
+    def upload(self, source: str, *parts: str) -> None:
+        """Put a directory made on this node (a saved model) into the run, file by file; its manifest comes afterwards."""
+        storage.upload_directory(self.uri_of(*parts), source)
 
     def exists(self, *parts: str) -> bool:
-        return self.filesystem.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
+        return storage.exists(self.uri_of(*parts))
 
     def list(self, *parts: str, suffix: str = "") -> list[str]:
         """Sorted names of the files directly inside a directory; empty when it does not exist."""
-        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(i.base_name for i in infos if i.type == pafs.FileType.File and i.base_name.endswith(suffix))
+        return [i.base_name for i in storage.list_files(self.uri_of(*parts)) if i.base_name.endswith(suffix)]
 
     def read_bytes(self, *parts: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(*parts)) as stream:
-            return stream.read()
+        return storage.read_bytes(self.uri_of(*parts))
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a whole file at once: readers see the old file, the new one, or none, never half."""
-        filesystem, target = self.filesystem, self.path(*parts)
-        if not self.is_local:
-            with filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        attempt = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with open(attempt, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(attempt, target)
-        except OSError as error:
-            Path(attempt).unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write {target}: {error.strerror}; free space or fix permissions, then run the same command again"
-            ) from None
+        storage.write_bytes(self.uri_of(*parts), data)
 
     def read_json(self, *parts: str) -> Any:
         try:
@@ -109,7 +107,7 @@ class RunDirectory:
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file, or every `.parquet` file of a directory in name order."""
-        return pq.read_table(self.path(*parts), filesystem=self.filesystem, columns=columns)
+        return storage.read_parquet(self.uri_of(*parts), columns)
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
         sink = pa.BufferOutputStream()
@@ -118,8 +116,7 @@ class RunDirectory:
 
     def delete(self, *parts: str) -> None:
         """Delete a directory and all in it; nothing happens when it does not exist."""
-        if self.exists(*parts):
-            self.filesystem.delete_dir(self.path(*parts))
+        storage.delete_directory(self.uri_of(*parts))
 
     def append_metrics(self, **fields: Any) -> None:
         """Add one line to metrics.jsonl (rewritten whole on object stores, which cannot append)."""
@@ -153,20 +150,21 @@ class Stage:
         """True: skip. False: (re)do. UserError: finished, or begun, under other settings or inputs."""
         intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
         manifest = self.manifest()
-        begun = self.run.read_json(self.name, "intent.json") if self.run.exists(self.name, "intent.json") else None
+        begun = self.run.read_json(self.name, INTENT) if self.run.exists(self.name, INTENT) else None
         for old in (manifest, begun):
             if old is not None and (changed := _first_difference(old, intent)):
                 where, before, now = changed
+                directory = self.name.rsplit("/", 1)[-1]
                 raise UserError(
                     f"{self.run.uri_of(self.name)} was made with {where} = {before!r}, now it is {now!r}. Two ways on: "
-                    f"another run directory (--set run.dir=...), or --restart-from {self.name.rsplit('/', 1)[-1]} to redo "
-                    f"this stage and all after it"
+                    f"another run directory (--set run.dir=...), or --restart-from {STEP_OF_DIRECTORY.get(directory, directory)} "
+                    f"to discard this stage and all after it and do them again"
                 )
         return manifest is not None
 
     def begin(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         """Record what this stage is about to be made of, so that a resumed run cannot mix two settings."""
-        self.run.write_json({"inputs": dict(inputs), "settings": jsonable(settings)}, self.name, "intent.json")
+        self.run.write_json({"inputs": dict(inputs), "settings": jsonable(settings)}, self.name, INTENT)
 
     def complete(
         self, inputs: Mapping[str, str], settings: Mapping[str, Any], content: str | None = None, **facts: Any
@@ -181,6 +179,31 @@ class Stage:
 def fingerprint(value: Any) -> str:
     """16 hex digits of any JSON-like value; equal values give equal digits on every machine."""
     return hashlib.sha256(json.dumps(jsonable(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint_source(source: str, revision: str | None = None) -> str:
+    """Fingerprint of a file, a directory (a model) or a name on a hub, by content as far as that is cheap.
+
+    Files are read at their start, their end and every 64 MiB between, 64 KiB each, so that a large model costs little and
+    other weights of the same shape still differ.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        return fingerprint([source, revision])
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, INTENT))
+        if path.is_dir()
+        else [path]
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as stream:
+            for offset in sorted({*range(0, size, 64 << 20), max(0, size - (64 << 10))}):
+                stream.seek(offset)
+                digest.update(stream.read(64 << 10))
+    return digest.hexdigest()[:16]
 
 
 def jsonable(value: Any) -> Any:
