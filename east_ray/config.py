@@ -47,6 +47,7 @@ class RunConfig(Section):
     data: Literal["replace", "accumulate"] = Field(
         "replace", description="Train on this round's examples only, or on those of every round so far."
     )
+    parallel_arms: int = Field(1, ge=1, description="Arms trained at the same time, as far as the cluster has room.")
 
 
 class ModelConfig(Section):

@@ -1,0 +1,185 @@
+"""The `east-ray` command: parse, set up logging, call. Heavy libraries are imported by the stages, so `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from east_ray.config import Config, load
+from east_ray.records import UserError
+from east_ray.runs import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+STEP_COMMANDS = {
+    "questions": "read the questions and render their prompts",
+    "sample": "draw n completions per question with vLLM",
+    "verify": "extract, judge and cluster the answers",
+    "weigh": "turn the clusters' entropy into weights with one global normaliser",
+    "select": "choose the completions to train on",
+    "train": "fine-tune every arm with its weights",
+    "validate": "measure every arm on the held-out training questions",
+    "evaluate": "measure every arm on the test questions",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can mend it, 130 stopped."""
+    from east_ray.console import set_up_logging
+
+    arguments = _parser().parse_args(argv)
+    set_up_logging(arguments.verbose)
+    try:
+        return arguments.call(arguments) or 0
+    except KeyboardInterrupt:
+        logger.warning("Stopped. What is finished is kept: the same command continues from there.")
+        return 130
+    except Exception as error:
+        mendable = _user_error(error)
+        if mendable is None or arguments.verbose:
+            raise
+        print(f"east-ray: {mendable}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError behind an exception: Ray wraps what its workers raise."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(error, UserError) and not hasattr(error, "cause"):
+            return error
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="east-ray",
+        description="Entropy-based adaptive weighting for self-training (EAST) on Ray, vLLM, TRL and DeepSpeed.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.add_argument("-v", "--verbose", action="store_true", help="show the libraries' logs and full tracebacks")
+        sub.set_defaults(call=call)
+        return sub
+
+    def with_config(name: str, text: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
+        sub = command(name, text, call)
+        sub.add_argument("config", help="TOML file, e.g. jobs/configs/tiny.toml")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. training.loss=dpo"
+        )
+        return sub
+
+    run = with_config("run", "run the whole loop; continues where it stopped, a finished run is a no-op", _run)
+    run.add_argument(
+        "--restart-from", metavar="STEP", help="discard this step and all after it: " + ", ".join(STEP_COMMANDS)
+    )
+    for name, text in STEP_COMMANDS.items():
+        with_config(name, f"run one step: {text}", _run)
+    imports = with_config(
+        "import-samples", "bring completions sampled elsewhere, in place of `sample`", _import_samples
+    )
+    imports.add_argument("file", help="JSONL, JSONL.gz or Parquet with an id or question and its completions per line")
+    with_config("sweep", "train and compare many arms on one set of samples", _sweep)
+    with_config("reproduce", "a whole column of the paper's tables and figures", _reproduce)
+    with_config("config", "print the resolved configuration", _config)
+    with_config("plan", "estimate tokens, memory, time and price before spending them", _plan)
+    doctor = command("doctor", "find out what is wrong with this machine or config", _doctor)
+    doctor.add_argument("config", nargs="?", help="TOML file")
+    doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    for name, text, call in (
+        ("report", "write the HTML report of a run directory", _report),
+        ("audit", "how much the weights depend on how answers are clustered", _audit),
+        ("uncertainty", "were there enough samples per question?", _uncertainty),
+    ):
+        command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    return load(arguments.config, arguments.set)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from east_ray.launch import run_and_show
+
+    only = None if arguments.command == "run" else arguments.command
+    return run_and_show(_load(arguments), only=only, restart=getattr(arguments, "restart_from", None))
+
+
+def _import_samples(arguments: argparse.Namespace) -> None:
+    from east_ray.launch import import_file
+
+    import_file(_load(arguments), arguments.file)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from east_ray.launch import run_and_show
+    from east_ray.sweep import with_arms
+
+    return run_and_show(with_arms(_load(arguments)))
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from east_ray.reproduce import reproduce
+
+    return reproduce(_load(arguments))
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    print(json.dumps(_load(arguments).model_dump(mode="json"), indent=2))  # noqa: T201
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from east_ray.plan import plan
+
+    print(plan(_load(arguments)).render())  # noqa: T201
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from east_ray.doctor import diagnose, render
+
+    findings = diagnose(_load(arguments) if arguments.config else None)
+    print(render(findings))  # noqa: T201
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from east_ray.report import write_report
+
+    print(write_report(_existing_run(arguments.run)))  # noqa: T201
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from east_ray.audit import audit
+
+    print(audit(_existing_run(arguments.run)).render())  # noqa: T201
+
+
+def _uncertainty(arguments: argparse.Namespace) -> None:
+    from east_ray.sufficiency import sufficiency
+
+    print(sufficiency(_existing_run(arguments.run)).render())  # noqa: T201
+
+
+def _existing_run(uri: str) -> RunDirectory:
+    run = RunDirectory(uri)
+    if not run.exists("config.json"):
+        raise UserError(
+            f"{uri} is no run directory (it has no config.json); `east-ray run CONFIG` makes one at its run.dir"
+        )
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

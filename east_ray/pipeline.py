@@ -1,0 +1,64 @@
+"""Algorithm 1 of the paper (Wang et al. 2025): sample, verify, weigh, select, train, evaluate; T rounds, several arms.
+
+`algorithm` is that loop as data: the steps in order, each naming what it reads. `steps.py` runs, skips or refuses them
+by their manifests; `stages.py` binds each to the code that does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from east_ray import stages
+from east_ray.config import Config
+from east_ray.runs import RunDirectory
+from east_ray.stages import Group, Policy
+from east_ray.steps import Step, restart_from, run_steps
+
+
+def algorithm(run: RunDirectory, config: Config) -> Iterator[Step]:
+    """Yield the steps of a whole run, in order. Nothing is computed here, and no fingerprint depends on a result."""
+    base = Policy(config.model.path)
+    policies = {arm.name: base for arm in config.arms}
+    earlier: dict[str, list[str]] = {arm.name: [] for arm in config.arms}
+    yield (questions := stages.prepare(run, config))
+
+    for t in range(config.run.rounds):
+        # Every arm starts from the same model, so round 0 is sampled once; afterwards each samples from its own.
+        groups = (
+            [Group(t, config.arms, base)] if t == 0 else [Group(t, (arm,), policies[arm.name]) for arm in config.arms]
+        )
+
+        yield (samples := stages.sample(run, config, groups, questions))
+        yield (grades := stages.verify(run, config, groups, samples))
+        yield (weights := stages.weigh(run, config, groups, questions, grades))
+        yield (examples := stages.select(run, config, groups, questions, samples, grades, weights, earlier))
+
+        starts = policies if config.run.start_from == "previous" else dict.fromkeys(policies, base)
+        yield (models := stages.train(run, config, groups, examples, starts))
+
+        policies = {
+            arm.name: Policy(run.uri_of(part.outputs[0]), part)
+            for arm, part in zip(config.arms, models.parts, strict=True)
+        }
+        measured = {"default": base, **policies} if t == 0 else policies
+        for split in stages.splits_to_evaluate(config):
+            yield stages.evaluate(run, config, t, split, measured, questions)
+
+
+def run_algorithm(
+    run: RunDirectory,
+    config: Config,
+    connect: Callable[[], None],
+    *,
+    only: str | None = None,
+    restart: str | None = None,
+) -> bool:
+    """Run what is not finished yet, or one step of it; False when all of it was.
+
+    `connect` starts Ray and is called before the first step that needs it. UserError when a finished step was made
+    with other settings than `config` now says.
+    """
+    steps = list(algorithm(run, config))
+    if restart is not None:
+        restart_from(run, steps, restart)
+    return run_steps(steps, connect, only)
