@@ -7,6 +7,7 @@ environment, ~/.aws), or from the address itself: `s3://bucket/run?endpoint_over
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -136,7 +137,8 @@ def write_bytes(uri: str, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(attempt, path)
     except OSError as error:
-        Path(attempt).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(attempt).unlink()
         raise UserError(
             f"cannot write {path}: {error.strerror}; free space or fix permissions, then run the same command again"
         ) from None
