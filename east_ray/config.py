@@ -84,6 +84,10 @@ class QuestionsConfig(Section):
         "answer",
         description="Column with the reference: a bare answer, a GSM8K solution (#### 42) or a MATH solution (\\boxed{}).",
     )
+    skip_without_reference: bool = Field(
+        False,
+        description="Leave out, and count, questions whose reference answer is empty (MATH's training set has one).",
+    )
     system_prompt: str | None = Field(
         "Please reason step by step, and put your final answer within \\boxed{}.",
         description="System message before every question (A).",

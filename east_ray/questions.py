@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from east_ray.answers import normalise, reference_answer
+from east_ray.answers import reference_answer
 from east_ray.config import ModelConfig, QuestionsConfig
 from east_ray.records import QUESTIONS, UserError, prompt_hash
 from east_ray.runs import RunDirectory
@@ -73,6 +74,9 @@ def load_questions(source: str, columns: QuestionsConfig, limit: int | None = No
     questions: list[Question] = []
     seen: dict[str, str] = {}
     for where, row in _rows(source):
+        if columns.skip_without_reference and not reference_answer(str(row.get(columns.answer_column) or "")):
+            logger.warning("%s: left out, it has no reference answer", where)
+            continue
         question = _question(row, where, columns, fallback_id=f"{Path(source.split(':')[0]).stem}-{len(questions):06d}")
         if question.question_id in seen:
             raise UserError(
@@ -178,7 +182,7 @@ def _open(source: str) -> tuple[pafs.FileSystem, str]:
 
 def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with filesystem.open_input_file(path) as raw:
-        stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
         number = 0
         try:
             while line := stream.readline(MAX_LINE_BYTES):
@@ -234,8 +238,11 @@ def _question(row: dict[str, Any], where: str, columns: QuestionsConfig, fallbac
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise UserError(f"{where}: {columns.answer_column!r} must be a text or a number, got {answer!r}")
     reference = reference_answer(str(answer))
-    if reference is None or not normalise(reference):
-        raise UserError(f"{where}: the reference answer in {columns.answer_column!r} is empty ({str(answer)[:80]!r})")
+    if not reference:
+        raise UserError(
+            f"{where}: no reference answer in {columns.answer_column!r} ({str(answer)[-80:]!r}); give a bare answer, or a "
+            f"solution that ends in #### 42 or \\boxed{{42}}, or set questions.skip_without_reference=true"
+        )
     given = row.get(columns.id_column)
     return Question(
         question_id=fallback_id if given is None else str(given),
