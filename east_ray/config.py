@@ -86,7 +86,7 @@ class QuestionsConfig(Section):
     )
     skip_without_reference: bool = Field(
         False,
-        description="Leave out, and count, questions whose reference answer is empty (MATH's training set has one).",
+        description="Leave out, and count, questions whose reference answer is empty (MATH's training set has two).",
     )
     system_prompt: str | None = Field(
         "Please reason step by step, and put your final answer within \\boxed{}.",
