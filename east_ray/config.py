@@ -172,12 +172,17 @@ class WeightingConfig(Section):
     min_effective_share: float = Field(
         0.1, ge=0, le=1, description="Warn when effective sample size / kept questions falls below this."
     )
+    max_length_effect: float = Field(
+        0.1, ge=0, description="Warn when weights follow length so that a token-mean loss changes the learning rate by more."
+    )
     on_unhealthy: Literal["warn", "stop"] = Field("warn", description="What to do when the weights are unhealthy.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.mapping == "linear") != (self.range is not None):
             raise ValueError('range belongs to mapping = "linear", and only to it: set both or neither')
+        if self.mapping == "linear" and self.clip is not None:
+            raise ValueError('clip does not go with mapping = "linear": its range bounds the weights already')
         return self
 
 
