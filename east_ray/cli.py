@@ -125,15 +125,16 @@ def _import_samples(arguments: argparse.Namespace) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from east_ray.launch import run_and_show
-    from east_ray.sweep import with_arms
+    from east_ray.sweep import sweep_arms
 
-    return run_and_show(with_arms(_load(arguments)))
+    return run_and_show(sweep_arms(_load(arguments)))
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from east_ray.reproduce import reproduce
+    from east_ray.launch import run_and_show
+    from east_ray.sweep import paper_arms
 
-    return reproduce(_load(arguments))
+    return run_and_show(paper_arms(_load(arguments)))
 
 
 def _config(arguments: argparse.Namespace) -> None:

@@ -173,7 +173,9 @@ class WeightingConfig(Section):
         0.1, ge=0, le=1, description="Warn when effective sample size / kept questions falls below this."
     )
     max_length_effect: float = Field(
-        0.1, ge=0, description="Warn when weights follow length so that a token-mean loss changes the learning rate by more."
+        0.1,
+        ge=0,
+        description="Warn when weights follow length so that a token-mean loss changes the learning rate by more.",
     )
     on_unhealthy: Literal["warn", "stop"] = Field("warn", description="What to do when the weights are unhealthy.")
 
@@ -314,8 +316,9 @@ class Arm(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", description="Name in tables and directories.")
     set: dict[str, Any] = Field(
-        default_factory=dict, description="Dotted weighting.* and training.* settings this arm changes."
+        default_factory=dict, description="Dotted weighting.* and training.* settings (and run.seed) this arm changes."
     )
+    rounds: int | None = Field(None, ge=1, description="Rounds of this arm; run.rounds where not given.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -325,6 +328,23 @@ class Arm(Section):
                     f"arm {self.name!r} sets {key}: arms share samples and grades, so only weighting.*, training.* and run.seed vary"
                 )
         return self
+
+
+class ReproduceConfig(Section):
+    """What `east-ray reproduce` trains: Table 1, and Figures 3 to 5 with SFT as in the paper."""
+
+    losses: tuple[Loss, ...] = Field(("sft", "dpo", "kto"), description="Blocks of Table 1.")
+    exponents: tuple[float, ...] = Field(
+        (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3),
+        description="Exponents of Figure 3 (B.2).",
+    )
+    ablation_exponents: tuple[float, ...] = Field(
+        (0.5, 1, 1.5), description="Exponents over which Figure 5 averages each measure (4.3)."
+    )
+    rounds: int = Field(3, ge=1, description="Rounds of Figure 4, for vanilla and EAST (4.2).")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="Training seeds; every arm is trained once per seed."
+    )
 
 
 class Config(Section):
@@ -341,6 +361,11 @@ class Config(Section):
         (Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
         description="What is trained on the same samples; by default plain self-training and EAST.",
     )
+    sweep: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description='For `east-ray sweep`: values by dotted setting, e.g. "weighting.exponent" = [0, 1, 2]; every combination is an arm.',
+    )
+    reproduce: ReproduceConfig = Field(default_factory=ReproduceConfig, description="For `east-ray reproduce`.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -353,7 +378,7 @@ class Config(Section):
 
     def for_arm(self, arm: Arm) -> Config:
         """This config with the arm's settings applied and the arms themselves left out."""
-        data = self.model_dump(exclude={"arms"})
+        data = self.model_dump(exclude={"arms", "sweep", "reproduce"})
         for dotted, value in arm.set.items():
             _assign(data, dotted, value)
         return Config.model_construct(

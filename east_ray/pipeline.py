@@ -23,10 +23,9 @@ def algorithm(run: RunDirectory, config: Config) -> Iterator[Step]:
     yield (questions := stages.prepare(run, config))
 
     for t in range(config.run.rounds):
+        arms = tuple(arm for arm in config.arms if t < (arm.rounds or config.run.rounds))
         # Every arm starts from the same model, so round 0 is sampled once; afterwards each samples from its own.
-        groups = (
-            [Group(t, config.arms, base)] if t == 0 else [Group(t, (arm,), policies[arm.name]) for arm in config.arms]
-        )
+        groups = [Group(t, arms, base)] if t == 0 else [Group(t, (arm,), policies[arm.name]) for arm in arms]
 
         yield (samples := stages.sample(run, config, groups, questions))
         yield (grades := stages.verify(run, config, groups, samples))
@@ -37,8 +36,7 @@ def algorithm(run: RunDirectory, config: Config) -> Iterator[Step]:
         yield (models := stages.train(run, config, groups, examples, starts))
 
         policies = {
-            arm.name: Policy(run.uri_of(part.outputs[0]), part)
-            for arm, part in zip(config.arms, models.parts, strict=True)
+            arm.name: Policy(run.uri_of(part.outputs[0]), part) for arm, part in zip(arms, models.parts, strict=True)
         }
         measured = {"default": base, **policies} if t == 0 else policies
         for split in stages.splits_to_evaluate(config):
