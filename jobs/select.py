@@ -1,8 +1,0 @@
-"""`east-ray select` for `ray job submit`: one stage, choosing the examples. Arguments: CONFIG [--set section.key=value ...]."""
-
-import sys
-
-from east_ray.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["select", *sys.argv[1:]]))

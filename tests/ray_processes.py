@@ -1,0 +1,116 @@
+"""Ray instances of our own beside whatever else runs here: own ports, own directory, own token; ended by their process id."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+# What every process of a test on this machine needs: one thread each, real vLLM on the CPU, no network.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head with dashboard and job server; `environment` is what a client of it needs."""
+
+    dashboard: str
+    environment: dict[str, str]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on; all are held until the last is found."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for held in sockets:
+            held.bind(("127.0.0.1", 0))
+        return [held.getsockname()[1] for held in sockets]
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory with a short name: Ray's sockets below it may not be longer than 107 characters."""
+    path = Path(tempfile.mkdtemp(prefix="er", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def ray_head(num_cpus: int = 2) -> Iterator[Head]:
+    """Start `ray start --head --block` with token authentication, as on a cluster, and end it afterwards."""
+    port, dashboard, client, *agents = free_ports(7)
+    with short_directory() as directory:
+        token = directory / "auth_token"
+        token.write_text(secrets.token_hex(32))
+        environment = os.environ | ENVIRONMENT
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(directory)}
+        environment.pop("RAY_ADDRESS", None)
+        options = {
+            "port": port,
+            "dashboard-host": "127.0.0.1",
+            "dashboard-port": dashboard,
+            "ray-client-server-port": client,
+            "dashboard-agent-listen-port": agents[0],
+            "dashboard-agent-grpc-port": agents[1],
+            "runtime-env-agent-port": agents[2],
+            "metrics-export-port": agents[3],
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "num-cpus": num_cpus,
+            "object-store-memory": 300 << 20,
+            "temp-dir": directory / "ray",
+        }
+        command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+        log = directory / "head.log"
+        with log.open("w") as output:
+            head = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            address = f"http://127.0.0.1:{dashboard}"
+            wait_for_job_server(address, environment, head, log)
+            yield Head(address, environment)
+        finally:
+            end(head)
+
+
+def wait_for_job_server(address: str, environment: dict[str, str], head: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(60):
+        listing = subprocess.run(
+            [BIN / "ray", "job", "list", "--address", address], env=environment, capture_output=True, check=False
+        )
+        if listing.returncode == 0:
+            return
+        assert head.poll() is None, log.read_text()
+    raise AssertionError(f"no job server after 60 tries: {log.read_text()}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session of its own, with everything it started."""
+    process.terminate()  # `ray start --block` ends its children on SIGTERM
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
