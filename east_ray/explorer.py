@@ -52,7 +52,7 @@ def choose(weights: pa.Table, column: str | None, most: int) -> pa.Table:
 def _source(
     run: RunDirectory, name: str, place: str, mappings: list[str], max_questions: int, max_bytes: int
 ) -> dict[str, Any]:
-    weights = run.read_table(place, "weights", "weights.parquet")
+    weights = run.read_table(place, "weights")
     mappings = [column for column in mappings if column in weights.column_names]
     rows = choose(weights, mappings[0] if mappings else None, max_questions)
     ids = rows["question_id"].to_pylist()

@@ -1,7 +1,7 @@
 """Figures as inline SVG for the report: colours and fonts come from the page's style sheet, so they follow dark and light.
 
-Every figure is drawn twice, for a desk and for a phone, because text in a scaled-down drawing cannot be read; the page
-shows the one that fits. Labels may hold anything (arm names, drop reasons), so all text is escaped here.
+Every figure is drawn twice, for its place on a desk and for a phone, because text in a scaled-down drawing cannot be
+read; the page shows the one that fits. Labels may hold anything (arm names, drop reasons), so all text is escaped here.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from html import escape
 
 from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, format_value, nice_ticks
 
-WIDE, NARROW = 720, 356  # px; a phone's 390 less the page's margins
+FULL, HALF, NARROW = 1028, 484, 326  # px: a card across the page, one of two side by side, and a card on a phone
 CHARACTER = 6.7  # px, mean width of a character at the figures' 12 px
 SHAPES = ("circle", "square", "diamond", "triangle")
 
 
-def draw(figure: Figure) -> str:
-    """The figure's legend and both its drawings, as HTML."""
+def draw(figure: Figure, width: int) -> str:
+    """The figure's legend and both its drawings, as HTML; `width` is FULL or HALF."""
     one = {Plot: _plot, Forest: _forest, Flow: _flow}[type(figure)]
-    return _legend(figure) + "".join(
-        f'<div class="{size}">{one(figure, width)}</div>' for size, width in (("wide", WIDE), ("narrow", NARROW))
-    )
+    wide, narrow = one(figure, width), one(figure, NARROW)
+    return f'{_legend(figure)}<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def _plot(plot: Plot, width: int) -> str:
-    height = 380 if width == WIDE else 300
+    height = {FULL: 440, HALF: 300, NARROW: 270}[width]
     x_low, x_high, y_low, y_high = _limits(plot)
     y_ticks = nice_ticks(y_low, y_high, 6)
     labels = [format_value(tick, plot.percent) for tick in y_ticks]
@@ -34,7 +33,7 @@ def _plot(plot: Plot, width: int) -> str:
     right, top, bottom = width - 14, 30, height - 44
     x = _scale(x_low, x_high, left + 8, right - 8)
     y = _scale(y_low, y_high, bottom, top)
-    room = 4 if width == NARROW else 9
+    room = {FULL: 12, HALF: 7, NARROW: 5}[width]
     x_ticks = plot.x_ticks or tuple((tick, format_value(tick, False)) for tick in nice_ticks(x_low, x_high, room))
     parts = [_text(0, 12, plot.y_label, "axis")]
     for tick, label in zip(y_ticks, labels, strict=True):
@@ -116,7 +115,7 @@ def _forest(forest: Forest, width: int) -> str:
 def _flow(flow: Flow, width: int) -> str:
     most = max(len(column) for column in flow.columns)
     gap, top = 26.0, 34.0
-    inner = gap * (most - 1) + (170 if width == WIDE else 140)
+    inner = gap * (most - 1) + (150 if width == NARROW else 190)
     spans, bands = flow_layout(flow, inner, gap)
     label_room = 12 + CHARACTER * max(len(_node_label(node.label, node.count)) for node in flow.columns[-1])
     bar = 12
@@ -228,4 +227,4 @@ def _text(x: float, y: float, text: str, classes: str) -> str:
 
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'

@@ -19,6 +19,12 @@ def equal(reference: str, answer: str) -> bool:
     return math_verify.verify(_parse(reference), _parse(answer), timeout_seconds=None)
 
 
+def plain_equal(reference: str, completion: str) -> bool:
+    """math-verify as it comes, its own extraction included, on a whole completion: the second grader of an evaluation."""
+    answer = math_verify.parse(completion, parsing_timeout=None)
+    return math_verify.verify(_parse(reference), answer, timeout_seconds=None)
+
+
 @lru_cache(maxsize=1000)
 def _parse(answer: str) -> list[Any]:
     return math_verify.parse(f"${answer}$", parsing_timeout=None)

@@ -1,0 +1,128 @@
+"""What the report starts from: a run's config and every evaluation in it, read once, and where its weights lie.
+
+Chapters (`chapters.py`, `workings.py`) are made from it; how a page is made of chapters is `report.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from east_ray import figures
+from east_ray.comparison import DEFAULT, Comparison, Measured, at_round, compare, read_measured, vanilla_arms
+from east_ray.config import Arm, Config
+from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
+from east_ray.runs import RunDirectory
+from east_ray.uncertainty import Mapping as WeightMapping
+
+MAX_PLACES = 4  # arms of the last round that get figures of their own
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """`id` is its anchor and `short` its name in the page's navigation."""
+
+    id: str
+    short: str
+    title: str
+    text: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What every chapter starts from. `metrics` holds the metrics.json of everything measured on the test questions."""
+
+    run: RunDirectory
+    config: Config
+    measured: tuple[Measured, ...]  # after every round
+    metrics: Mapping[Measured, dict[str, Any]]
+    compared: Mapping[str, Measured]  # after the same number of rounds
+    comparisons: tuple[Comparison, ...]
+    held_out: tuple[Comparison, ...]  # the same arms on the validation questions, when there are any
+    vanilla: Mapping[str, str]
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.config.arms if arm.name == name)
+
+    def color(self, name: str) -> int:
+        """Grey for the model before training, blue for the first vanilla arm, orange for the first other, then the rest."""
+        if name == DEFAULT:
+            return NEUTRAL
+        plain = [arm.name for arm in self.config.arms if self.vanilla.get(arm.name) == arm.name]
+        if plain and name == plain[0]:
+            return VANILLA
+        others = [arm.name for arm in self.config.arms if arm.name not in plain[:1]]
+        return figures.wrap_color(EAST + others.index(name)) if name in others else EAST
+
+    def places(self) -> dict[str, str]:
+        """Where weights were computed: name for readers -> directory. Round 0 is shared by all arms."""
+        found = {"round 1" if self.config.run.rounds > 1 else "all arms": "round-00"}
+        for t in range(1, self.config.run.rounds):
+            found |= {f"round {t + 1}, {arm.name}": f"round-{t:02d}/arms/{arm.name}" for arm in self.config.arms}
+        return {name: place for name, place in found.items() if self.run.exists(place, "weights", "weights.json")}
+
+    def columns(self, place: str) -> dict[str, str]:
+        """Weight column -> the arms that train with it, of those that share this place; plain ones last."""
+        arms = [arm for arm in self.config.arms if place == "round-00" or place.endswith(f"/arms/{arm.name}")]
+        columns: dict[str, list[str]] = {}
+        for arm in sorted(arms, key=lambda arm: self.vanilla.get(arm.name) == arm.name):
+            columns.setdefault(weight_mapping(self.config, arm).column, []).append(arm.name)
+        return {column: ", ".join(names) for column, names in columns.items()}
+
+
+def gather(run: RunDirectory, config: Config) -> Findings:
+    """Read every evaluation of a run and compare its arms."""
+    measured = read_measured(run, config, "evaluation")
+    compared = at_round(config, measured)
+    held_out = at_round(config, read_measured(run, config, "validation"))
+    return Findings(
+        run=run,
+        config=config,
+        measured=tuple(measured),
+        metrics={m: run.read_json(m.directory, "metrics.json") for m in measured},
+        compared=compared,
+        comparisons=tuple(compare(run, config, compared)),
+        held_out=tuple(compare(run, config, held_out)),
+        vanilla=vanilla_arms(config),
+    )
+
+
+def weight_mapping(config: Config, arm: Arm) -> WeightMapping:
+    w = config.for_arm(arm).weighting
+    return WeightMapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
+
+
+def bar_of(f: Findings, row: Comparison) -> Bar:
+    return Bar(row.name, row.accuracy, row.low, row.high, f.color(row.members[0]))
+
+
+def first_and_last(places: Mapping[str, str]) -> dict[str, str]:
+    """The first round's place and those of the last round: what lies between is in the tables."""
+    if not places:
+        return {}
+    last = max(place.split("/")[0] for place in places.values())
+    of_last = [name for name, place in places.items() if place.startswith(last) and place != "round-00"]
+    return {name: place for name, place in places.items() if place == "round-00" or name in of_last[:MAX_PLACES]}
+
+
+def titled(figure: Figure, name: str, several: bool) -> Figure:
+    """The figure with the name of its place in its title, where there is more than one place."""
+    return replace(figure, title=f"{figure.title}: {name}") if several else figure
+
+
+def figure5_name(place: str) -> str:
+    return f"figure5_uncertainty_{slug(place)}"
+
+
+def slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text)

@@ -1,0 +1,239 @@
+"""The report's chapters on how it came about: what was trained on, how training went, every metric, time and tokens.
+
+Each reads its part of a run directory, never completions, and says it in figures and tables, or is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from east_ray import figures
+from east_ray.figures import Figure
+from east_ray.findings import Chapter, Findings, Table, first_and_last, slug, titled
+from east_ray.runs import RunDirectory
+from east_ray.uncertainty import effective_sample_size
+
+MAX_CURVES = 8  # more lines in one figure cannot be told apart
+MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
+
+CURVES = (
+    ("loss", "Loss, all questions alike", "loss", "The loss before weighting: comparable between arms."),
+    ("weighted_loss", "Loss as minimised, with weights", "weighted loss", "What the optimizer saw. Arms differ in their weights, so compare shapes, not heights."),
+    ("rewards/margins", "Margin between positive and negative", "reward margin", "How far training has pushed the two apart."),
+    ("rewards/accuracies", "Pairs in the right order", "share of pairs", "How often the positive has the higher reward."),
+)  # fmt: skip
+
+
+def weights(f: Findings) -> Chapter | None:
+    """The funnel as a flow, the histogram of weights, and their effective sample sizes."""
+    places = f.places()
+    drawn, rows = [], []
+    for name, place in places.items():
+        columns = f.columns(place)
+        table = f.run.read_table(place, "weights")
+        reasons = [reason for reason in table["reason"].to_pylist() if reason is not None]
+        dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+        kept = len(table) - len(reasons)
+        values = {
+            arms: np.asarray(table[column].drop_null())
+            for column, arms in columns.items()
+            if column in table.column_names and kept
+        }
+        if name in first_and_last(places):
+            flow = figures.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
+            drawn.append(titled(flow, name, len(places) > 1))
+            varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
+            if varied:
+                shown = dict(list(varied.items())[:4])
+                plot = figures.weight_histogram(shown, f"weights_{slug(place)}")
+                drawn.append(titled(plot, name, len(places) > 1))
+        for arms, v in values.items():
+            size = effective_sample_size(v)
+            rows.append(
+                (
+                    f"{name}: {arms}" if len(places) > 1 else arms,
+                    f"{len(v):,}",
+                    f"{size:,.0f}",
+                    f"{size / len(v):.0%}",
+                    f"{v.min():.3g}",
+                    f"{v.max():.3g}",
+                )
+            )
+    if not drawn:
+        return None
+    table = Table(
+        ("weights of", "kept questions", "effective", "share", "smallest", "largest"),
+        tuple(rows),
+        "Effective sample size (sum w)² / sum w²: how many equally weighted questions would say as much. Plain self-training has all of them.",
+    )
+    return Chapter(
+        "weights", "Weights", "What was trained on, and how much each question counts", "", tuple(drawn), (table,)
+    )
+
+
+def training(f: Findings) -> Chapter | None:
+    """Curves of what the trainers logged; an arm's rounds follow each other on one axis."""
+    logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for arm in f.config.arms:
+        if rows := read_log(f, arm.name):
+            logs.setdefault(f.config.for_arm(arm).training.loss, {})[arm.name] = rows
+    drawn = []
+    for loss, arms in logs.items():
+        for key, title, label, caption in CURVES:
+            curves = {
+                name: (*thin([(r["step"], r[key]) for r in rows if key in r]), f.color(name))
+                for name, rows in arms.items()
+            }
+            curves = {name: curve for name, curve in curves.items() if curve[0]}
+            if curves:
+                left_out = len(curves) - MAX_CURVES
+                note = f" The first {MAX_CURVES} of {len(curves)} arms are drawn." if left_out > 0 else ""
+                name = f"training_{loss}_{slug(key)}"
+                shown = dict(list(curves.items())[:MAX_CURVES])
+                full_title = f"{title} ({loss.upper()})"
+                drawn.append(figures.training_curve(name, full_title, label, caption + note, shown))
+    return Chapter("training", "Training", "How training went", "", tuple(drawn)) if drawn else None
+
+
+def read_log(f: Findings, arm: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for t in range(f.config.run.rounds):
+        parts = (f"round-{t:02d}/arms/{arm}/training", "log.jsonl")
+        if f.run.exists(*parts):
+            before = rows[-1]["step"] if rows else 0
+            found = [json.loads(line) for line in f.run.read_bytes(*parts).splitlines()]
+            rows += [{**row, "step": row["step"] + before} for row in found]
+    return rows
+
+
+def thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """At most MAX_POINTS (x, y): longer series are averaged over runs of neighbours."""
+    if not points:
+        return [], []
+    width = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + width] for i in range(0, len(points), width)]
+    return [g[-1][0] for g in groups], [float(np.mean([y for _, y in g])) for g in groups]
+
+
+def details(f: Findings) -> Chapter | None:
+    """Everything metrics.json knows beyond the headline, for the models that were compared."""
+    rows = [(name, f.metrics[m]) for name, m in f.compared.items()]
+    if not rows:
+        return None
+    tables = [
+        Table(
+            ("model", "accuracy", f"{f.config.evaluation.confidence:.0%} interval", "mean tokens", "truncated", "no answer", "not gradable"),
+            tuple(
+                (name, percent(m["overall"]["accuracy"]), interval(m["overall"]), f"{m['mean_tokens']:,.1f}",
+                 percent(m["truncated_share"]), percent(m["no_answer_share"]), percent(m["error_share"]))
+                for name, m in rows
+            ),
+            "Greedy decoding. Questions whose answer could not be graded count as not correct: their share is how far accuracy may be too low.",
+        )
+    ]  # fmt: skip
+    for key, title in (("by_level", "level"), ("by_subject", "subject")):
+        groups = list(dict.fromkeys(group for _, m in rows for group in m[key]))
+        if len(groups) > 1:
+            body = [
+                (
+                    group,
+                    f"{rows[0][1][key][group]['num_questions']:,}",
+                    *(percent(m[key][group]["accuracy"]) for _, m in rows),
+                )
+                for group in groups
+            ]
+            tables.append(
+                Table((title, "questions", *(name for name, _ in rows)), tuple(body), f"Accuracy by {title}.")
+            )
+    plain = [(name, m) for name, m in rows if m["math_verify_accuracy"] is not None]
+    if plain:
+        body = [
+            (
+                name,
+                percent(m["overall"]["accuracy"]),
+                percent(m["math_verify_accuracy"]),
+                f"{m['math_verify_disagreements']:,}",
+            )
+            for name, m in plain
+        ]
+        tables.append(
+            Table(
+                ("model", "our grader", "plain math-verify", "questions judged differently"),
+                tuple(body),
+                "Two graders side by side.",
+            )
+        )
+    sampled = {
+        name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(name)) for name, m in rows if m["pass_at_k"]
+    }
+    drawn: tuple[Figure, ...] = ()
+    if sampled:
+        drawn = (figures.pass_at_k_curve(sampled),)
+        ks = list(rows[0][1]["maj_at_k"])
+        body = [(name, *(percent(m["maj_at_k"][k]) for k in ks)) for name, m in rows if m["maj_at_k"]]
+        tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), tuple(body)))
+    return Chapter("details", "Details", "The evaluation in detail", "", drawn, tuple(tables))
+
+
+def cost(f: Findings) -> Chapter | None:
+    """Wall time and tokens of every step, as recorded when it ended."""
+    if not f.run.exists("metrics.jsonl"):
+        return None
+    steps = [json.loads(line) for line in f.run.read_bytes("metrics.jsonl").splitlines()]
+    steps = [step for step in steps if "step" in step and "seconds" in step]
+    rows = []
+    for step in steps:
+        facts = [fact for part in step["parts"] if (fact := manifest_facts(f.run, part)) is not None]
+        tokens = sum(fact.get("tokens", 0) for fact in facts)
+        resumed = any(fact.get("reused_shards") for fact in facts)
+        rate = f"{tokens / step['seconds']:,.0f}" if tokens and not resumed and step["seconds"] > 0 else ""
+        where = step["parts"][0].split("/")[0] if step["parts"] else ""
+        rows.append(
+            (
+                f"{step['step']}, {where}" if where != step["step"] else where,
+                str(len(step["parts"])),
+                duration(step["seconds"]),
+                f"{tokens:,}" if tokens else "",
+                rate,
+            )
+        )
+    if not rows:
+        return None
+    rows.append(("all", "", duration(sum(step["seconds"] for step in steps)), "", ""))
+    table = Table(
+        ("step", "parts", "wall time", "tokens", "tokens per second"),
+        tuple(rows),
+        "Wall time includes starting engines and workers. A step that was stopped and continued shows the time of its last part, and no rate.",
+    )
+    return Chapter("cost", "Cost", "Time and tokens", tables=(table,))
+
+
+def manifest_facts(run: RunDirectory, part: str) -> dict[str, Any] | None:
+    manifest = run.stage(part).manifest()
+    return None if manifest is None else flat(manifest.get("facts", {}))
+
+
+def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a manifest, one level deep: a summary nested in them lies beside the rest."""
+    return {
+        k: v for key, value in facts.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])
+    }
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def interval(accuracy: Mapping[str, float]) -> str:
+    return f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
