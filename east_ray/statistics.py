@@ -51,7 +51,7 @@ def paired_bootstrap(
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
     means = drawn @ values / counts.sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(difference_Q.mean()), float(low), float(high))
+    return Interval(float(counts @ values / counts.sum()), float(low), float(high))
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
