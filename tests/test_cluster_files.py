@@ -195,7 +195,7 @@ def test_no_secret_is_written_in_a_manifest() -> None:
         for variable in group["template"]["spec"]["containers"][0]["env"]:
             if re.search("TOKEN|KEY", variable["name"]):
                 assert "value" not in variable
-                assert variable["valueFrom"]["secretKeyRef"]["name"] == "east-ray"
+                assert variable["valueFrom"]["secretKeyRef"]["name"] == "east-ray-secrets"
 
 
 def test_machine_pools_offer_the_capacity_types_that_pods_select() -> None:
