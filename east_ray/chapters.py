@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from east_ray import figures
-from east_ray.comparison import DEFAULT, Comparison, Measured
+from east_ray.comparison import DEFAULT, Comparison, Measured, compare
 from east_ray.drift import STATES, RoundDrift, drift
 from east_ray.figures import Bar, Figure
 from east_ray.findings import Chapter, Findings, Table, bar_of, figure5_name, first_and_last, titled
+from east_ray.verdict import points, probability
 
 WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
 
@@ -26,7 +28,9 @@ def result(f: Findings) -> Chapter | None:
     forest = figures.accuracy_forest(
         [bar_of(f, row) for row in f.comparisons], f.config.evaluation.confidence, f.comparisons[0].num_questions
     )
-    return Chapter("result", "Result", "Did it help?", figures=(forest,))
+    rounds = max(m.rounds for m in f.compared.values())
+    text = f"After {rounds} rounds of self-training." if rounds > 1 else ""
+    return Chapter("result", "Result", "Did it help?", text, (forest,))
 
 
 def exponents(f: Findings) -> Chapter | None:
@@ -113,13 +117,38 @@ def rounds(f: Findings) -> Chapter | None:
         "Round after round",
         "Round t samples from the model that t - 1 rounds of training made.",
         tuple(drawn),
-        (table,),
+        tuple(table for table in (round_table(f), table) if table.rows),
     )
 
 
 def bar_from_metrics(f: Findings, m: Measured, arm: str) -> Bar:
     overall = f.metrics[m]["overall"]
     return Bar(arm, overall["accuracy"], overall["low"], overall["high"], f.color(arm))
+
+
+def round_table(f: Findings) -> Table:
+    """Accuracy and the difference to vanilla after every round; p-values are corrected within a round."""
+    rows = []
+    for t in sorted({m.rounds for m in f.measured} - {0}):
+        for row in compare(f.run, f.config, {m.name: m for m in f.measured if m.rounds in (0, t)}):
+            if row.name != DEFAULT:
+                d = row.to_vanilla
+                difference = (
+                    ""
+                    if d is None
+                    else f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
+                )
+                rows.append(
+                    (
+                        f"{row.name}, round {t}",
+                        f"{row.accuracy:.1%}",
+                        f"[{100 * row.low:.1f}, {100 * row.high:.1f}]",
+                        difference,
+                    )
+                )
+    return Table(
+        ("arm, round", "accuracy", "interval", "difference to vanilla"), tuple(rows), "Test accuracy after every round."
+    )
 
 
 def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
@@ -151,6 +180,7 @@ def uncertainty(f: Findings) -> Chapter | None:
         table = f.run.read_table(place, "weights", columns=WEIGHT_COLUMNS)
         measures = [np.asarray(table[c]) for c in ("entropy", "inaccuracy", "dominant_wrong")]
         plot = figures.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
+        plot = replace(plot, caption="The same questions, asked again in this round.") if drawn else plot
         drawn.append(titled(plot, name, len(places) > 1))
     if not drawn:
         return None

@@ -50,6 +50,7 @@ class Plot:
     x_ticks: tuple[tuple[float, str], ...] = ()
     percent: bool = False
     from_zero: bool = False
+    y_high: float | None = None  # where the axis ends; None: a little above the data
     shade_label: str = ""
 
     def rows(self) -> list[dict[str, object]]:
@@ -186,15 +187,22 @@ def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Bar]]], de
     for color, (label, points) in enumerate(families.items(), start=EAST):
         ordered = sorted(points, key=lambda point: point[0])
         series.append(_with_intervals(label, [a for a, _ in ordered], [bar for _, bar in ordered], wrap_color(color)))
+    caption = (
+        "Figure 3 of the paper. a = 0 is plain self-training; above it uncertain questions weigh more, below it less. "
+        "Read it as a curve, not as a contest: picking its highest point would be picking noise."
+    )
+    low, high = min(min(one.low) for one in series), max(max(one.high) for one in series)
+    is_near = default is not None and low - 2 * (high - low) < default < high + 2 * (high - low)
+    if default is not None and not is_near:
+        caption += f" The model before training, at {default:.1%}, lies outside the figure."
     return Plot(
         name="figure3_exponents",
         title="Accuracy against the exponent",
-        caption="Figure 3 of the paper. a = 0 is plain self-training; above it uncertain questions weigh more, below it less. "
-        "Read it as a curve, not as a contest: picking its highest point would be picking noise.",
+        caption=caption,
         x_label="exponent a",
         y_label="accuracy",
         series=tuple(series),
-        marks=(("default", default),) if default is not None else (),
+        marks=(("default", default),) if default is not None and is_near else (),
         percent=True,
     )
 
@@ -243,6 +251,7 @@ def uncertainty_map(
             ),
         ),
         from_zero=True,
+        y_high=1.0,
         shade_label="share of the most frequent wrong answer",
     )
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, format_value
 
 # The light theme's palette of report.html.
-COLORS = ("#65625c", "#1f6fb2", "#c2500f", "#0b7d5c", "#8d4fa8", "#8a6a00", "#b03a6b", "#3a6f7a")
+COLORS = ("#65625c", "#1f6fb2", "#c2500f", "#08737f", "#8d4fa8", "#8a6a00", "#b3312f", "#557818")
 SHADES = ("#b8860b", "#b8741f", "#b05f33", "#a04b4c", "#883f66", "#6b2c73", "#4c1d78", "#2c1173")
 INK, FAINT = "#1d1b18", "#dedad2"
 MARKERS = ("o", "s", "D", "^")
@@ -48,7 +48,7 @@ def _plot(plot: Plot, axes: Axes) -> None:
     if plot.x_ticks:
         axes.set_xticks([tick for tick, _ in plot.x_ticks], [label for _, label in plot.x_ticks])
     if plot.from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, plot.y_high and 1.02 * plot.y_high)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, plot.percent)))
     axes.set_xlabel(plot.x_label, fontsize=9, color=INK)
     axes.set_ylabel(plot.y_label, fontsize=9, color=INK)

@@ -28,6 +28,7 @@ from east_ray.verdict import describe, label, points, probability
 logger = logging.getLogger(__name__)
 
 SCRIPT_HASH = "{script-hash}"
+MAX_STATS = 4  # accuracies in the page's head
 
 
 def write_report(run: RunDirectory) -> str:
@@ -91,13 +92,14 @@ def _section(chapter: Chapter) -> dict[str, Any]:
         "title": chapter.title,
         "text": chapter.text,
         "tables": chapter.tables,
-        "figures": [_figure(figure) for figure in chapter.figures],
+        "figures": [_figure(figure, i) for i, figure in enumerate(chapter.figures)],
     }
 
 
-def _figure(figure: figures.Figure) -> dict[str, Any]:
+def _figure(figure: figures.Figure, position: int) -> dict[str, Any]:
+    """A chapter's main figure goes across the page, the others stand two in a row."""
     rows = figure.rows()
-    full = isinstance(figure, figures.Forest) or figure.name.startswith("figure")
+    full = position == 0 and (isinstance(figure, figures.Forest) or figure.name.startswith("figure"))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {
         "figure": figure,
@@ -113,16 +115,22 @@ def _cell(value: object) -> str:
 
 
 def _stats(f: Findings) -> list[dict[str, Any]]:
-    """The first few accuracies in large figures."""
-    return [
+    """The accuracies in large figures: every arm's when they are few, else the range of those that are not shown."""
+    shown = f.comparisons if len(f.comparisons) <= MAX_STATS else f.comparisons[: MAX_STATS - 1]
+    stats = [
         {
             "label": "before training" if row.name == DEFAULT else row.name,
             "value": f"{100 * row.accuracy:.1f}%",
             "note": f"{100 * row.low:.1f} to {100 * row.high:.1f}",
             "color": f.color(row.members[0]),
         }
-        for row in f.comparisons[:4]
+        for row in shown
     ]
+    if rest := f.comparisons[len(shown) :]:
+        lowest, highest = min(row.accuracy for row in rest), max(row.accuracy for row in rest)
+        value = f"{100 * lowest:.1f}% to {100 * highest:.1f}%"
+        stats.append({"label": f"{len(rest)} other arms", "value": value, "note": "", "color": figures.EAST})
+    return stats
 
 
 def _facts(f: Findings) -> list[tuple[str, str]]:
@@ -178,7 +186,7 @@ def _questions(f: Findings) -> Chapter | None:
         "questions",
         "Questions",
         "Look into the questions",
-        "Each bar shows how the completions of a question fall into clusters of equal answers: green for correct, red for incorrect. "
+        "Each bar shows how the completions of a question fall into clusters of equal answers: teal for correct, red for incorrect. "
         "Open one to read completions, the pair chosen for training and the weight it got.",
     )
 

@@ -97,7 +97,7 @@ def _forest(forest: Forest, width: int) -> str:
     for tick in nice_ticks(low, high, 4 if narrow else 8):
         parts.append(f'<path class="rule" d="M{x(tick):.1f} {top}V{bottom}"/>')
         parts.append(_text(x(tick), bottom + 16, format_value(tick, forest.percent), "tick middle"))
-    for label, value in forest.marks:
+    for label, value in () if narrow else forest.marks:
         parts.append(f'<path class="mark" d="M{x(value):.1f} {top - 6}V{bottom}"/>')
         parts.append(_text(x(value), top - 12, label, "tick middle"))
     for i, bar in enumerate(forest.bars):
@@ -186,6 +186,7 @@ def _limits(plot: Plot) -> tuple[float, float, float, float]:
     if plot.from_zero:
         y_low = 0.0
         x_low = min(x_low, 0.0)
+    y_high = plot.y_high or y_high
     if x_high <= x_low:
         x_low, x_high = x_low - 1, x_high + 1
     return x_low, x_high, y_low, y_high
