@@ -150,7 +150,7 @@ class Fit:
     mean: Fraction  # what v^a is divided by
     capped: int = 0
     settled: bool = True  # False: some weight exceeds the clip, so fit again with totals_of(..., previous=this)
-    slope: float = 0.0  # of the linear mapping
+    spread: float = math.inf  # max - min, for the linear mapping; infinite where all values are equal
 
     @property
     def log_normaliser(self) -> float:
@@ -164,7 +164,7 @@ class Fit:
         if self.mapping.mapping == "linear":
             high = float(self.mean)
             low = float(self.mean - Fraction(high))
-            return np.maximum(1.0 + self.slope * ((values - high) - low), 0.0)
+            return np.maximum(1.0 + (self.mapping.range or 0.0) * (((values - high) - low) / self.spread), 0.0)
         significand, power = _terms(values, self.mapping.exponent)
         mean_significand, mean_power = _float_parts(self.mean)
         weights = np.ldexp(significand / mean_significand, power - mean_power)
@@ -237,7 +237,7 @@ def _fit_linear(totals: Totals, mapping: Mapping) -> Fit:
             f"range = {mapping.range:g} makes weights negative for this {mapping.measure}: the largest range is {bound:.6g} "
             f"((max - min) / (mean - min), eq. 4); set weighting.range to at most that"
         )
-    return Fit(mapping, mean, slope=float(Fraction(mapping.range) / spread))
+    return Fit(mapping, mean, spread=float(spread))
 
 
 def _terms(values: np.ndarray, exponent: float) -> tuple[np.ndarray, np.ndarray]:
