@@ -26,7 +26,7 @@ from east_ray.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-MAX_LINE_BYTES = 16 << 20
+MAX_LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_questions(source: str, columns: QuestionsConfig, limit: int | None = No
     """Read and check questions. UserError names the file and line of the first thing that is wrong."""
     questions: list[Question] = []
     seen: dict[str, str] = {}
-    for where, row in _rows(source):
+    for where, row in read_rows(source):
         if columns.skip_without_reference and not reference_answer(str(row.get(columns.answer_column) or "")):
             logger.warning("%s: left out, it has no reference answer", where)
             continue
@@ -143,13 +143,14 @@ def load_tokenizer(model: ModelConfig) -> Any:
 def in_test_set(run: RunDirectory, directory: str) -> frozenset[str]:
     """Ids of training questions whose text, spaces and case aside, is also a test question."""
     test = run.read_table(directory, "test.parquet", columns=["question"])
-    texts = {_text_key(text) for text in test["question"].to_pylist()}
+    texts = {text_key(text) for text in test["question"].to_pylist()}
     train = run.read_table(directory, "train.parquet", columns=["question_id", "question"])
     ids = zip(train["question_id"].to_pylist(), train["question"].to_pylist(), strict=True)
-    return frozenset(question_id for question_id, text in ids if _text_key(text) in texts)
+    return frozenset(question_id for question_id, text in ids if text_key(text) in texts)
 
 
-def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of each JSON line or Parquet row, one at a time. UserError names the line that is no JSON object."""
     if source.startswith("hf://"):
         yield from _hub_rows(source)
         return
@@ -160,11 +161,13 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     if path.endswith(".parquet"):
         try:
-            table = pq.read_table(path, filesystem=filesystem)
+            with filesystem.open_input_file(path) as stream:
+                batches = pq.ParquetFile(stream).iter_batches(batch_size=64)
+                rows = (row for batch in batches for row in batch.to_pylist())
+                for number, row in enumerate(rows, start=1):
+                    yield f"{source}, row {number}", row
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{source} is not readable as Parquet: {error}") from None
-        for number, row in enumerate(table.to_pylist(), start=1):
-            yield f"{source}, row {number}", row
     elif path.endswith((".jsonl", ".jsonl.gz", ".json")):
         yield from _json_lines(source, filesystem, path)
     else:
@@ -190,7 +193,7 @@ def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator
                 where = f"{source}, line {number}"
                 if len(line) == MAX_LINE_BYTES:
                     raise UserError(
-                        f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; questions are one JSON object per line"
+                        f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one JSON object per line"
                     )
                 if not line.strip():
                     continue
@@ -199,9 +202,7 @@ def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator
                 except (ValueError, RecursionError) as error:
                     raise UserError(f"{where}: not a JSON object ({error})") from None
                 if not isinstance(row, dict):
-                    raise UserError(
-                        f"{where}: expected a JSON object with a question and an answer, got {type(row).__name__}"
-                    )
+                    raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}")
                 yield where, row
         except (EOFError, OSError) as error:
             raise UserError(f"{source}, after line {number}: the file is damaged ({error})") from None
@@ -258,7 +259,7 @@ def _optional(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _text_key(text: str) -> str:
+def text_key(text: str) -> str:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 

@@ -1,0 +1,259 @@
+"""What runs on the pools' nodes: a sampler holds an engine and turns shards of questions into files of completions, a
+grading worker turns those into files of grades. Only counts travel; completions go from disk to disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from east_ray import shards, storage
+from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.records import SAMPLES, UserError
+from east_ray.rollout_progress import Report
+from east_ray.runs import RunDirectory
+from east_ray.sampling import Engine, EngineDied, OpenEngine, Refusal, Request, Result, explain_failure, question_seed
+
+ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
+DEATHS_PER_QUESTION = 2  # a question under which the engine died this often, alone in it, is given up
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """One model on one questions file. `samples` and `grades` are directories, like `questions` inside the run."""
+
+    model: str
+    questions: str
+    samples: str
+    grades: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the actors of one call need to know. `session` tells this call's attempts from an earlier command's."""
+
+    run: RunDirectory
+    jobs: Sequence[RolloutJob]
+    model: ModelConfig
+    sampling: SamplingConfig
+    grading: GradingConfig
+    seed: int
+    round_index: int
+    longest_prompt: int
+    session: str
+    tally: Any  # handle of the actor that adds up what the live line shows
+
+
+class Sampler:
+    """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
+
+    def __init__(self, plan: Plan, open_engine: OpenEngine) -> None:
+        from ray.util.metrics import Counter
+
+        self._plan = plan
+        self._gate = Gate()
+        self._failure = ""
+        self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
+        self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
+        self._loaded = plan.jobs[0].model
+        try:
+            path = storage.local_copy(self._loaded)
+            self._engine: Engine = open_engine(path, plan.model, plan.sampling, plan.longest_prompt)
+        except Exception as error:
+            self._failure = explain_failure(error, self._loaded, plan.sampling)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Sample one shard when it must be; a failure that no other attempt could mend comes back in `fatal`."""
+        result = {"job": int(row["job"]), "shard": int(row["shard"]), "failed": 0, "fatal": self._failure}
+        if self._failure or not row["samples"]:
+            return result
+        try:
+            footer = self._sample(self._plan.jobs[result["job"]], result["job"], result["shard"])
+            return {**result, "failed": footer["failed"]}
+        except EngineDied:
+            os._exit(1)  # Ray starts the actor, and with it an engine, anew and gives it the shard again
+        except UserError as error:
+            return {**result, "fatal": str(error)}
+
+    def __del__(self) -> None:
+        if not self._failure:
+            with suppress(Exception):
+                self._engine.close()
+
+    def _sample(self, job: RolloutJob, job_index: int, index: int) -> dict[str, Any]:
+        plan = self._plan
+        attempt = Attempt(plan.run, job.samples, index, plan.session)
+        alone = attempt.number > ATTEMPTS_TOGETHER
+        with self._gate.enter((job.model, index if alone else None)):
+            self._load(job.model)
+            questions = shards.questions_of_shard(plan.run, job.questions, index, plan.sampling.questions_per_shard)
+            before = (
+                shards.read_shard(plan.run, job.samples, index)
+                if plan.run.exists(job.samples, shards.shard_name(index))
+                else None
+            )
+            report = Report(self._plan.tally, (job_index, index), self._tokens, self._samples)
+            generate = attempt.one_by_one(self._engine) if alone else self._engine.generate
+            table = sample_shard(
+                questions,
+                before,
+                num_samples=plan.sampling.num_samples,
+                seed_of=lambda question_id: question_seed(plan.seed, plan.round_index, question_id),
+                generate=lambda requests: generate(requests, report.add),
+            )
+            report.send()
+            return shards.write_samples(plan.run, table, job.samples, index, plan.sampling.num_samples)
+
+    def _load(self, model: str) -> None:
+        if model != self._loaded:
+            self._engine.load(storage.local_copy(model))
+            self._loaded = model
+
+
+class GradingWorker:
+    """Grades shards of completions, one at a time, with a sandbox of its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        from ray.util.metrics import Counter
+
+        from east_ray.grading import Grader
+
+        self._plan = plan
+        self._verdicts = Counter("east_ray_verdicts", "Completions graded.", tag_keys=("verdict",))
+        self._grader = Grader(plan.grading).__enter__()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        from east_ray.grading import grade_table
+
+        if row["fatal"]:
+            return {**row, "questions": 0, "graded": 0, "correct": 0}
+        job, index = self._plan.jobs[row["job"]], int(row["shard"])
+        try:
+            footer = shards.read_footer(self._plan.run, job.samples, index)
+            assert footer is not None, "a shard is graded only after its completions were written"
+            grades = grade_table(shards.read_shard(self._plan.run, job.samples, index), self._grader)
+            counts = shards.write_grades(self._plan.run, grades, job.grades, index, footer)
+        except UserError as error:
+            return {**row, "fatal": str(error), "questions": 0, "graded": 0, "correct": 0}
+        for verdict in ("correct", "incorrect", "errors"):
+            if counts[verdict]:
+                self._verdicts.inc(counts[verdict], {"verdict": verdict})
+        return {**row, "questions": footer["questions"], "graded": footer["samples"], "correct": counts["correct"]}
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self._grader.__exit__(None, None, None)
+
+
+def sample_shard(
+    questions: pa.Table,
+    before: pa.Table | None,
+    *,
+    num_samples: int,
+    seed_of: Callable[[str], int],
+    generate: Callable[[Sequence[Request]], list[Result]],
+) -> pa.Table:
+    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions each or a reason in `shortfall`.
+
+    Only what `before`, an earlier and smaller set of completions of the same questions, lacks is sampled.
+    """
+    asked = questions.select(["question_id", "reference", "prompt_hash", "prompt_token_ids"]).to_pylist()
+    kept = before.to_pylist() if before is not None else [shards.unsampled(question) for question in asked]
+    for question, old in zip(asked, kept, strict=True):
+        if (question["question_id"], question["prompt_hash"]) != (old["question_id"], old["prompt_hash"]):
+            raise UserError(
+                f"question {old['question_id']!r} was sampled from another prompt than {question['question_id']!r} has "
+                f"now; choose another run.dir, or --restart-from sample"
+            )
+    short = [i for i, old in enumerate(kept) if len(old["completions"]) < num_samples]
+    requests = [
+        Request(
+            asked[i]["question_id"],
+            asked[i]["prompt_token_ids"],
+            num_samples - len(kept[i]["completions"]),
+            seed_of(asked[i]["question_id"]) + len(kept[i]["completions"]),
+        )
+        for i in short
+    ]
+    rows = list(kept)
+    for i, request, result in zip(short, requests, generate(requests), strict=True):
+        rows[i] = _extended(kept[i], request, result)
+    return pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def _extended(row: dict[str, Any], request: Request, result: Result) -> dict[str, Any]:
+    if isinstance(result, Refusal):
+        return {**row, "shortfall": result.reason}
+    shortfall = (
+        None if len(result) == request.num_samples else f"the engine returned {len(result)} of {request.num_samples}"
+    )
+    return {
+        **row,
+        "completions": row["completions"] + [c.text for c in result],
+        "finish_reasons": row["finish_reasons"] + [c.finish_reason for c in result],
+        "completion_tokens": row["completion_tokens"] + [c.num_tokens for c in result],
+        "shortfall": shortfall,
+    }
+
+
+class Gate:
+    """Lets calls with equal keys into the engine together; one with another key waits until they have left."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+        self._key: Any = None
+
+    @contextmanager
+    def enter(self, key: Any) -> Iterator[None]:
+        with self._condition:
+            self._condition.wait_for(lambda: self._inside == 0 or self._key == key)
+            self._key, self._inside = key, self._inside + 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside -= 1
+                self._condition.notify_all()
+
+
+class Attempt:
+    """How often a shard was begun in this session, and which question it was at: kept in a file, to outlive the process.
+
+    An engine that a prompt kills takes its process along; without this the shard would be begun again for ever.
+    """
+
+    def __init__(self, run: RunDirectory, samples: str, index: int, session: str) -> None:
+        self._run, self._file = run, (f"{samples}/attempts", f"shard-{index:05d}.json")
+        state = run.read_json(*self._file) if run.exists(*self._file) else {}
+        self._deaths: dict[str, int] = state.get("deaths", {}) if state.get("session") == session else {}
+        self._session = session
+        self.number = 1 + (state["number"] if state.get("session") == session else 0)
+        if state.get("session") == session and (suspect := state.get("question")):
+            self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
+        self._save(None)
+
+    def one_by_one(self, engine: Engine) -> Callable[..., list[Result]]:
+        """`engine.generate` for one question after the other, without those that the engine died of."""
+
+        def generate(requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+            results: list[Result] = []
+            for request in requests:
+                if (deaths := self._deaths.get(request.question_id, 0)) >= DEATHS_PER_QUESTION:
+                    results.append(Refusal(f"the engine died {deaths} times while sampling this question alone"))
+                    continue
+                self._save(request.question_id)
+                results += engine.generate([request], finished)
+            return results
+
+        return generate
+
+    def _save(self, question_id: str | None) -> None:
+        state = {"session": self._session, "number": self.number, "deaths": self._deaths, "question": question_id}
+        self._run.write_json(state, *self._file)

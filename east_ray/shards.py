@@ -1,0 +1,180 @@
+"""A set of rollouts on disk: which shards there are, what each holds, which are still to be sampled or graded.
+
+Shard i holds the questions [i * size, (i + 1) * size) of a questions file, in file order, in one Parquet file that is
+written whole or not at all. Its footer carries a digest of the completions and the counts, so that planning a resume,
+checking a finished set and summing it up read footers only, never text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from east_ray.records import GRADES, SAMPLES, UserError, check_schema
+from east_ray.runs import RunDirectory
+
+FOOTER = b"east_ray"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard that is not finished: `samples` says whether it must be sampled first, or only graded."""
+
+    index: int
+    samples: bool
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def count_shards(num_questions: int, questions_per_shard: int) -> int:
+    return -(-num_questions // questions_per_shard)
+
+
+def write_samples(
+    run: RunDirectory, table: pa.Table, directory: str, index: int, num_samples: int | None
+) -> dict[str, Any]:
+    """Commit one shard of completions and return its footer. `num_samples`: how many were asked for; None when imported."""
+    table = check_schema(table, SAMPLES, f"{directory}/{shard_name(index)}")
+    tokens, finish = pc.list_flatten(table["completion_tokens"]), pc.list_flatten(table["finish_reasons"])  # type: ignore[attr-defined]
+    footer = {
+        "num_samples": num_samples,
+        "digest": digest(table),
+        "questions": table.num_rows,
+        "samples": len(tokens),
+        "tokens": pc.sum(tokens).as_py() or 0,  # type: ignore[attr-defined]
+        "truncated": pc.sum(pc.equal(finish, "length")).as_py() or 0,  # type: ignore[attr-defined]
+        "failed": table.num_rows - table["shortfall"].null_count,
+    }
+    _write(run, table, footer, directory, index)
+    return footer
+
+
+def write_grades(
+    run: RunDirectory, table: pa.Table, directory: str, index: int, samples: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Commit one shard of grades and return its footer. `samples` is the footer of the completions that were graded."""
+    table = check_schema(table, GRADES, f"{directory}/{shard_name(index)}")
+    counts = {
+        name: pc.sum(table[f"num_{name}"]).as_py() or 0 for name in ("correct", "incorrect", "errors", "unanswered")
+    }  # type: ignore[attr-defined]
+    footer = {"digest": samples["digest"], "questions": table.num_rows, **counts}
+    _write(run, table, footer, directory, index)
+    return footer
+
+
+def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
+    """One shard of completions or grades. UserError when the file is damaged."""
+    try:
+        return run.read_table(directory, shard_name(index))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(run, directory, index, error) from None
+
+
+def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
+    """What `write_samples` or `write_grades` returned for this shard; None when it does not exist."""
+    if not run.exists(directory, shard_name(index)):
+        return None
+    try:
+        metadata = pq.read_metadata(run.path(directory, shard_name(index)), filesystem=run.filesystem).metadata
+        return json.loads(metadata[FOOTER])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(run, directory, index, error) from None
+
+
+def read_footers(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any] | None]:
+    """The footers of shards 0..count-1; many at a time, because on an object store each costs a round trip."""
+    present = set(run.list(directory, suffix=".parquet"))
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        read = pool.map(
+            lambda index: read_footer(run, directory, index) if shard_name(index) in present else None, range(count)
+        )
+        return list(read)
+
+
+def unfinished(
+    run: RunDirectory, samples: str, grades: str, count: int, num_samples: int | None, *, retry_failed: bool = False
+) -> list[Shard]:
+    """The shards still to do, in order: without completions, with fewer than `num_samples`, or not graded as they are now.
+
+    `num_samples` None: take the completions as they are. With `retry_failed` shards that hold failed questions count as
+    unsampled. UserError when a shard holds more completions per question than asked for.
+    """
+    shards = []
+    for index, (sampled, graded) in enumerate(
+        zip(read_footers(run, samples, count), read_footers(run, grades, count), strict=True)
+    ):
+        had = num_samples if sampled is None or sampled["num_samples"] is None else sampled["num_samples"]
+        if num_samples is not None and had > num_samples:
+            raise UserError(
+                f"{run.uri_of(samples, shard_name(index))} holds {had} samples per question, but "
+                f"sampling.num_samples={num_samples}; set it to {had} or choose another run.dir"
+            )
+        if sampled is None or had != num_samples or (retry_failed and sampled["failed"]):
+            shards.append(Shard(index, samples=True))
+        elif graded is None or graded["digest"] != sampled["digest"]:
+            shards.append(Shard(index, samples=False))
+    return shards
+
+
+def unsampled(question: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a question that has no completions yet (records.SAMPLES)."""
+    return {
+        "question_id": question["question_id"],
+        "reference": question["reference"],
+        "prompt_hash": question["prompt_hash"],
+        "prompt_tokens": len(question["prompt_token_ids"]),
+        "completions": [],
+        "finish_reasons": [],
+        "completion_tokens": [],
+        "shortfall": None,
+    }
+
+
+def digest(samples: pa.Table) -> str:
+    """16 hex digits of what was sampled: every question's id, completions and finish reasons, in order."""
+    state = hashlib.sha256()
+    for batch in samples.select(["question_id", "completions", "finish_reasons"]).to_batches():
+        for row in batch.to_pylist():
+            state.update(json.dumps(row, sort_keys=True).encode())
+    return state.hexdigest()[:16]
+
+
+def questions_of_shard(run: RunDirectory, questions: str, index: int, questions_per_shard: int) -> pa.Table:
+    """Rows [index * size, (index + 1) * size) of a questions file, reading only the row groups they are in."""
+    start, stop = index * questions_per_shard, (index + 1) * questions_per_shard
+    with run.filesystem.open_input_file(run.path(questions)) as stream:
+        file = pq.ParquetFile(stream)
+        groups = list(_row_groups(file, start, stop))
+        table = file.read_row_groups([group for group, _ in groups])
+    return table.slice(start - groups[0][1], min(stop, file.metadata.num_rows) - start)
+
+
+def _row_groups(file: pq.ParquetFile, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """(row group, its first row) of the row groups that hold rows [start, stop)."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first < stop and first + rows > start:
+            yield group, first
+        first += rows
+
+
+def _write(run: RunDirectory, table: pa.Table, footer: Mapping[str, Any], directory: str, index: int) -> None:
+    metadata = {FOOTER: json.dumps(footer, sort_keys=True).encode()}
+    run.write_table(table.replace_schema_metadata(metadata), directory, shard_name(index))
+
+
+def _damaged(run: RunDirectory, directory: str, index: int, error: Exception) -> UserError:
+    return UserError(
+        f"{run.uri_of(directory, shard_name(index))} cannot be read ({error}); delete it and run the same command again"
+    )
