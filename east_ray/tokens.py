@@ -6,11 +6,15 @@ TRL is handed these ids and never text, so its own templates and end-of-sequence
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from east_ray.records import UserError
+from east_ray.config import ModelConfig, TrainingConfig
+from east_ray.records import EXAMPLES, UserError, check_schema
+from east_ray.runs import RunDirectory, fingerprint, fingerprint_source
 
 # The text columns that become completions, and the names TRL's collators know their token ids by.
 COMPLETIONS = {
@@ -18,6 +22,62 @@ COMPLETIONS = {
     "dpo": {"chosen": "chosen_ids", "rejected": "rejected_ids"},
     "kto": {"completion": "completion_ids"},
 }
+
+
+@dataclass(frozen=True)
+class PreparedExamples:
+    """What the driver keeps of N examples: weights, tokens their loss sums over, questions; where the rest is."""
+
+    weight_N: np.ndarray
+    tokens_N: np.ndarray
+    question_ids: list[str]
+    tokens: str
+    reference: str | None
+
+
+def prepare_examples(
+    run: RunDirectory,
+    *,
+    examples: str,
+    weight_column: str | None,
+    questions: str,
+    tokens: str,
+    base_model: str,
+    training: TrainingConfig,
+    model: ModelConfig,
+) -> PreparedExamples:
+    """Check the examples and their weights, tokenise them into the file `tokens`, and return what planning needs.
+
+    UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts that this
+    model's tokenizer reads otherwise than the sampler did.
+    """
+    from transformers import AutoTokenizer
+
+    from east_ray.model_files import local_model
+
+    where = run.uri_of(examples)
+    table = run.read_table(examples)
+    rows = check_schema(table, EXAMPLES[training.loss], where)
+    if rows.num_rows == 0:
+        raise UserError(f"{where} holds no examples: no question was kept; see the funnel in weights.json")
+    weight_N = _weights(table, weight_column, where)
+    base = local_model(base_model, model.revision)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {base_model} has no end-of-sequence token; add eos_token to its configuration"
+        )
+    tokenised = tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions))
+    longest_N, tokens_N = lengths(tokenised, training.loss)
+    check_lengths(longest_N, training.max_length)
+    run.write_table(tokenised, tokens)
+    reference = None
+    if training.precompute_reference:
+        if training.loss != "dpo":
+            raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
+        key = fingerprint([fingerprint_source(base), model.dtype, tokenised["question_id"].to_pylist(), longest_N])
+        reference = f"{'/'.join(examples.split('/')[:-1])}/reference/{key}.parquet"
+    return PreparedExamples(weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), tokens, reference)
 
 
 def tokenise_examples(
@@ -94,3 +154,27 @@ def _completion_ids(
         ids = together[len(prompt_ids) :] if together[: len(prompt_ids)] == prompt_ids else alone
         rows.append([*ids[: len(ids) - (ids[-1:] == [tokenizer.eos_token_id])], tokenizer.eos_token_id])
     return rows
+
+
+def _weights(table: pa.Table, column: str | None, where: str) -> np.ndarray:
+    if column is None:
+        return np.ones(table.num_rows)
+    if column not in table.column_names:
+        raise UserError(
+            f"{where} has no weights {column!r}, only the columns {table.column_names}; redo `weigh` and `select`"
+        )
+    weight_N = table[column].to_numpy().astype(np.float64)
+    invalid = int((~np.isfinite(weight_N) | (weight_N < 0)).sum())
+    if invalid or not weight_N.any():
+        raise UserError(
+            f"{where}: {invalid} of {len(weight_N)} weights in {column!r} are missing, negative or not finite, and "
+            f"{int((weight_N == 0).sum())} are zero; redo `weigh` and `select`"
+        )
+    return weight_N
+
+
+def _sampled_prompts(run: RunDirectory, questions: str) -> Mapping[str, list[int]]:
+    if not run.exists(questions):
+        return {}
+    table = run.read_table(questions, columns=["question_id", "prompt_token_ids"])
+    return dict(zip(table["question_id"].to_pylist(), table["prompt_token_ids"].to_pylist(), strict=True))

@@ -1,6 +1,7 @@
 """Train one arm: Ray Train workers with DeepSpeed around the weighted trainers, one `fit()` per training.
 
-The driver tokenises (in a task), plans every batch, follows the progress and writes the log; it never holds text.
+The driver plans every batch, follows the progress and writes the log; it never holds text. `training_worker` is what runs
+on the workers.
 """
 
 from __future__ import annotations
@@ -10,35 +11,63 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
-import ray.train
-import ray.train.torch
 
-from east_ray import console
-from east_ray.batches import plan_training
+from east_ray import console, storage
+from east_ray.batches import TrainingPlan, plan_training
 from east_ray.config import ModelConfig, TrainingConfig
-from east_ray.records import EXAMPLES, UserError, check_schema
+from east_ray.records import UserError
 from east_ray.runs import RunDirectory
-from east_ray.tokens import check_lengths, lengths, tokenise_examples
-from east_ray.training_worker import TrainingJob, train_worker
+from east_ray.tokens import prepare_examples
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS = 0.5
+WRITE_LOG_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """`digest`: sha256 of the weights; `loss` and `weighted_loss`: of the last step; `tokens`: trained on, in all."""
+    """What a training did. `tokens`: those its loss was summed over, in all epochs; `digest`: sha256 of the weights.
+
+    `loss` and `weighted_loss` are of the last step; `proof` is the relative L2 distance the start-up proof found.
+    """
 
     examples: int
     steps: int
     tokens: int
+    micro_batch_size: int
     seconds: float
     loss: float
+    weighted_loss: float
+    proof: float
     digest: str
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a worker needs.
+
+    `tokens`, `state` and `output` are relative to the run: the tokenised examples, the directory of checkpoints and the
+    model's. `reference`: where DPO's reference log-probabilities are kept for every arm. `board` is a `Board` actor.
+    """
+
+    run: RunDirectory
+    tokens: str
+    reference: str | None
+    state: str
+    output: str
+    base_model: str
+    plan: TrainingPlan
+    weight_N: np.ndarray
+    training: TrainingConfig
+    model: ModelConfig
+    seed: int
+    board: Any
 
 
 def train(
@@ -56,23 +85,30 @@ def train(
 ) -> TrainingSummary:
     """Train `base_model` on one Parquet file of examples and write the model directory `output`.
 
-    `weight_column` names the file's column of weights, None means all ones. A training that was interrupted goes on
-    from its last checkpoint, beside `output` in `training/`. UserError when the examples cannot be trained on as asked.
+    `weight_column` names the file's column of weights, None means all ones. A training that was interrupted goes on from
+    its last checkpoint, which is kept beside `output` in `training/`, as is its log. UserError when the examples cannot
+    be trained on as asked.
     """
     started = time.monotonic()
-    _quiet_ray_train()
-    work = f"{output.rpartition('/')[0]}/training".lstrip("/")
-    if os.path.isdir(base_model):
-        base_model = os.path.abspath(base_model)
-    prepared = ray.get(
-        _prepare.options(num_cpus=1).remote(
-            run, examples, weight_column, questions, f"{work}/tokens.parquet", base_model, training, model
+    work = "/".join([*output.split("/")[:-1], "training"])
+    base_model = storage.absolute(base_model) if os.path.isdir(base_model) else base_model
+    prepare = ray.remote(num_cpus=1, max_retries=0)(prepare_examples)
+    prepared = _get(
+        prepare.remote(
+            run,
+            examples=examples,
+            weight_column=weight_column,
+            questions=questions,
+            tokens=f"{work}/tokens.parquet",
+            base_model=base_model,
+            training=training,
+            model=model,
         )
     )
     plan = plan_training(
-        prepared["weight_N"],
-        prepared["tokens_N"],
-        prepared["question_ids"],
+        prepared.weight_N,
+        prepared.tokens_N,
+        prepared.question_ids,
         loss=training.loss,
         epochs=training.epochs,
         max_steps=training.max_steps,
@@ -82,93 +118,119 @@ def train(
         granularity=training.weight_granularity,
         seed=seed,
     )
-    board = _Board.options(num_cpus=0).remote()
+    logger.info("%s: %d examples, %d steps", title, len(prepared.weight_N), plan.num_steps)
     job = TrainingJob(
-        run, f"{work}/tokens.parquet", output, base_model, plan, prepared["weight_N"], training, model, seed, board
+        run=run,
+        tokens=f"{work}/tokens.parquet",
+        reference=prepared.reference,
+        state=f"{work}/state",
+        output=output,
+        base_model=base_model,
+        plan=plan,
+        weight_N=prepared.weight_N,
+        training=training,
+        model=model,
+        seed=seed,
+        board=ray.remote(num_cpus=0)(Board).remote(),
     )
-    log, result = _fit(job, work, title)
-    run.write_bytes("".join(json.dumps(row) + "\n" for row in log).encode(), work, "log.jsonl")
-    run.delete(work, "state")
-    return TrainingSummary(
-        examples=len(prepared["weight_N"]),
+    news = _fit(job, f"{work}/log.jsonl", title)
+    run.delete(job.state)
+    last = news.log[-1]
+    summary = TrainingSummary(
+        examples=len(prepared.weight_N),
         steps=plan.num_steps,
-        tokens=int(prepared["tokens_N"][plan.row_P[~plan.padding_P]].sum()),
+        tokens=int(prepared.tokens_N[plan.row_P[~plan.padding_P]].sum()),
+        micro_batch_size=training.micro_batch_size,
         seconds=time.monotonic() - started,
-        loss=log[-1]["loss"],
-        digest=result["digest"],
+        loss=last["loss"],
+        weighted_loss=last["weighted_loss"],
+        proof=news.proof.distance,
+        digest=news.digest,
     )
+    logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)
+    return summary
 
 
-@ray.remote
-class _Board:
-    """Where rank 0 puts its log and the driver reads it; rows of a step trained again replace the old ones."""
+@dataclass
+class News:
+    """What rank 0 has told so far. `log`: one row per step, complete at the end; `digest` is empty until then."""
+
+    log: list[dict[str, Any]] = field(default_factory=list)
+    workers: dict[int, str] = field(default_factory=dict)
+    proof: Any = None
+    digest: str = ""
+    refused: str = ""
+
+
+class Board:
+    """An actor that passes news from rank 0 to the driver at once; Ray Train's own reports wait for all ranks."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, dict[str, Any]] = {}
-        self.result: dict[str, Any] = {}
+        self._news = News()
+
+    def join(self, rank: int, where: str) -> None:
+        self._news.workers[rank] = where
 
     def add(self, row: dict[str, Any]) -> None:
-        self.rows[row["step"]] = row
+        """Rows of steps that are trained again, after a failure, replace the old ones."""
+        self._news.log = [old for old in self._news.log if old["step"] < row["step"]] + [row]
 
-    def finish(self, result: dict[str, Any]) -> None:
-        self.result = result
+    def tell(self, **news: Any) -> None:
+        for name, value in news.items():
+            setattr(self._news, name, value)
 
-    def since(self, step: int) -> list[dict[str, Any]]:
-        return [row for key, row in sorted(self.rows.items()) if key > step]
-
-    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        return self.since(0), self.result
-
-
-@ray.remote
-def _prepare(
-    run: RunDirectory,
-    examples: str,
-    weight_column: str | None,
-    questions: str,
-    tokens: str,
-    base_model: str,
-    training: TrainingConfig,
-    model: ModelConfig,
-) -> dict[str, Any]:
-    """Tokenise the examples into the run and return their weights, token counts and question ids."""
-    import tempfile
-
-    from transformers import AutoTokenizer
-
-    from east_ray.model_files import local_model
-
-    table = run.read_table(examples)
-    if weight_column is not None and weight_column not in table.column_names:
-        known = [n for n in table.column_names if n not in EXAMPLES[training.loss].names]
-        raise UserError(f"{run.uri_of(examples)} has no column {weight_column!r}, only {known}")
-    if table.num_rows == 0:
-        raise UserError(f"{run.uri_of(examples)} holds no examples: no question was kept (see weights.json's funnel)")
-    weight_N = np.ones(table.num_rows) if weight_column is None else table[weight_column].to_numpy()
-    if not np.isfinite(weight_N).all() or (weight_N < 0).any():
-        raise UserError(f"{run.uri_of(examples)}: weights in {weight_column!r} must be finite and not negative")
-    rows = check_schema(table, EXAMPLES[training.loss], run.uri_of(examples))
-    prompt_ids = {}
-    if run.exists(questions):
-        wanted = run.read_table(questions, columns=["question_id", "prompt_token_ids"])
-        prompt_ids = dict(zip(wanted["question_id"].to_pylist(), wanted["prompt_token_ids"].to_pylist(), strict=True))
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = AutoTokenizer.from_pretrained(
-            local_model(base_model, model.revision, scratch), trust_remote_code=model.trust_remote_code
-        )
-    tokenised = tokenise_examples(rows, tokenizer, training.loss, prompt_ids)
-    longest_N, tokens_N = lengths(tokenised, training.loss)
-    check_lengths(longest_N, training.max_length)
-    run.write_table(tokenised, tokens)
-    return {"weight_N": weight_N, "tokens_N": np.array(tokens_N), "question_ids": rows["question_id"].to_pylist()}
+    def read(self) -> News:
+        return self._news
 
 
-def _fit(job: TrainingJob, work: str, title: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Run the workers to the end while showing progress; the log's rows and what rank 0 reported at the end."""
+def _fit(job: TrainingJob, log: str, title: str) -> News:
+    """Run the workers to their end, showing progress and writing the log as it grows."""
+    fit = _Fit(_trainer(job))
+    fit.start()  # in a thread: Ray Train would keep Ctrl-C to itself for the rest of the process
+    news, written, shown = News(), time.monotonic(), dict[int, str]()
+    with console.progress(title, job.plan.num_steps, unit="steps") as bar:
+        while fit.is_alive():
+            fit.join(timeout=LOOK_EVERY_SECONDS)
+            news = ray.get(job.board.read.remote())
+            if news.workers != shown:
+                shown = dict(news.workers)
+                logger.debug("%s: workers %s", title, shown)
+            if news.log:
+                bar.update(news.log[-1]["step"], loss=news.log[-1]["loss"])
+            if news.log and time.monotonic() - written > WRITE_LOG_EVERY_SECONDS:
+                written = time.monotonic()
+                _write_log(job.run, log, news)
+    if news.refused:
+        raise UserError(f"{title}: {news.refused}")
+    if fit.error is not None:
+        raise _explained(fit.error, job, title)
+    _write_log(job.run, log, news)
+    return news
+
+
+class _Fit(threading.Thread):
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(daemon=True)
+        self.trainer, self.error = trainer, None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except Exception as error:
+            self.error = error
+
+
+def _trainer(job: TrainingJob) -> Any:
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker appears twice
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_EVERY_SECONDS))
+    import ray.train.torch  # torch, which most commands do without
+
     training, run = job.training, job.run
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=job,
+    work, _, state = job.state.rpartition("/")
+    return ray.train.torch.TorchTrainer(
+        _run_worker,
+        train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
@@ -177,7 +239,7 @@ def _fit(job: TrainingJob, work: str, title: str) -> tuple[list[dict[str, Any]],
             label_selector=training.labels or None,
         ),
         run_config=ray.train.RunConfig(
-            name="state",
+            name=state,
             storage_path=run.path(work),
             storage_filesystem=None if run.is_local else run.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
@@ -186,37 +248,51 @@ def _fit(job: TrainingJob, work: str, title: str) -> tuple[list[dict[str, Any]],
             worker_runtime_env={"env_vars": _worker_environment(training.use_gpu)},
         ),
     )
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    with console.progress(title, job.plan.num_steps, unit="steps") as bar:
-        while thread.is_alive():
-            thread.join(timeout=0.5)
-            rows, result = ray.get(job.board.read.remote())
-            if rows:
-                bar.update(rows[-1]["step"], loss=rows[-1]["loss"])
-    if "error" in outcome:
-        raise outcome["error"]
-    return rows, result
 
 
-def _quiet_ray_train() -> None:
-    for name, value in {
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-    }.items():
-        os.environ.setdefault(name, value)
+def _run_worker(config: dict[str, Any]) -> None:
+    from east_ray.training_worker import train_worker  # trl and deepspeed, which the driver does without
+
+    train_worker(config["job"])
 
 
 def _worker_environment(use_gpu: bool) -> dict[str, str]:
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
-    quiet |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return quiet if use_gpu else quiet | {"DS_ACCELERATOR": "cpu"}
+    quiet = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports every training to its makers otherwise
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return quiet if use_gpu else {**quiet, "DS_ACCELERATOR": "cpu"}
+
+
+def _write_log(run: RunDirectory, path: str, news: News) -> None:
+    run.write_bytes("".join(json.dumps(row) + "\n" for row in news.log).encode(), path)
+
+
+def _get(reference: Any) -> Any:
+    """`ray.get`, with a UserError of a task as the UserError it is."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _explained(error: BaseException, job: TrainingJob, title: str) -> BaseException:
+    text = str(error)
+    if "out of memory" in text.lower() or "OutOfMemory" in text:
+        return UserError(
+            f"{title}: a worker ran out of memory {job.training.max_failures + 1} times; lower training.micro_batch_size="
+            f"{job.training.micro_batch_size}, set training.gradient_checkpointing=true, or raise training.zero_stage="
+            f"{job.training.zero_stage} or training.workers={job.training.workers}"
+        )
+    if "checkpoint manager" in text.lower():
+        return UserError(
+            f"{title}: the checkpoints in {job.run.uri_of(job.state)} cannot be read ({text.strip().splitlines()[-1]}); "
+            "use the Ray version that wrote them, or begin this training anew with --restart-from train"
+        )
+    return error

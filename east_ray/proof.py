@@ -1,0 +1,151 @@
+"""The start-up proof: before a training begins, show on its first micro-batch that the weights reach the gradient.
+
+TRL's gradient of a whole micro-batch, weighted the way training will weight it, is compared with the gradient of the
+weighted loss written out from the formulas (`losses`), each example going through the model alone. A TRL release that
+computes its loss another way fails here in seconds, not after days in the accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from east_ray.trainers import WeightedTrainer
+
+# Relative L2 distance of the two gradients that is accepted, by the type the model computes in. Rounding stays an order
+# of magnitude below; a weight that is wrong, lost or swapped with its neighbour's is an order of magnitude above.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+PROBE_ELEMENTS = 1 << 18
+COMPLETION_TOKENS = 32  # of each example: enough to tell weights apart, and no memory to speak of
+
+
+class WeightsNotExact(RuntimeError):
+    """Training would not minimise the weighted loss."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`distance`: of the two gradients, relative L2; `parameters`: those compared. The worst of all ranks."""
+
+    distance: float
+    tolerance: float
+    parameters: tuple[str, ...]
+
+
+def prove_weights(trainer: WeightedTrainer) -> Proof:
+    """Compare the two gradients on this rank's first micro-batch; WeightsNotExact, on every rank, when they differ.
+
+    To be called once the model is prepared for training; leaves no trace in it. Compares a few small parameters, first
+    and last in the model, that no ZeRO stage takes apart.
+    """
+    names, probes = zip(*_probes(trainer), strict=True)
+    was_training = trainer.model.training
+    trainer.model.eval()  # no dropout: both passes must see the same network
+    try:
+        expected, actual = _gradients(trainer, list(probes))
+    finally:
+        trainer.model.train(was_training)
+        trainer._metrics["eval"].clear()
+        trainer.multiplier_B = None
+    size = expected.norm()
+    distance = (expected - actual).norm() / size if size > 0 else actual.norm()
+    distance = float(trainer.accelerator.gather(distance[None]).max())
+    tolerance = TOLERANCES[trainer.model.dtype]
+    if not distance <= tolerance:
+        raise WeightsNotExact(
+            f"the gradient of the first micro-batch is {distance:.2g} away (relative L2, {tolerance:g} allowed) from that "
+            f"of the weighted {trainer.positions.loss} loss in {', '.join(names)}: this transformers or TRL computes its "
+            "loss another way; install the versions in pyproject.toml"
+        )
+    return Proof(distance, tolerance, names)
+
+
+def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
+    """The first and the last small trainable parameter that this rank holds whole, and whose gradient is not zero.
+
+    LoRA's A has no gradient before the first step, because B is zero.
+    """
+    whole = [
+        (name, parameter)
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+        and parameter.numel() <= PROBE_ELEMENTS
+        and "lora_A" not in name
+        and getattr(parameter, "ds_persist", True)
+    ]
+    assert whole, "no trainable parameter is small enough to compare gradients on"
+    return whole[:1] + whole[1:][-1:]
+
+
+def _gradients(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the weighted loss written out, and of TRL's as training will see it, with respect to the probes."""
+    first = trainer.accelerator.process_index * trainer.positions.plan.micro_batch_size
+    mine = range(first, first + trainer.positions.plan.micro_batch_size)
+    inputs = _shortened(trainer._prepare_inputs(trainer.data_collator([trainer.positions[p] for p in mine])))
+    items = None
+    if trainer.positions.loss == "sft":
+        plan = trainer.positions.plan
+        step = [trainer.positions[p]["labels"] for p in range(plan.batch_size)]
+        items = torch.tensor(sum(label != -100 for labels in step for label in labels))
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=items)
+        actual = _flat(torch.autograd.grad(loss, probes))
+        scale_B, policy_R = trainer.scale_B, trainer.policy_R
+        assert scale_B is not None
+        assert policy_R is not None
+        losses_B = trainer.example_losses(inputs, policy_R)
+        unweighted = trainer.loss_share(items, len(losses_B)) * losses_B.sum()
+        expected = torch.zeros_like(actual)
+        for example in range(len(scale_B)):
+            alone = trainer.example_losses(inputs, _alone(trainer, inputs, example, policy_R))[example]
+            weighted = trainer.loss_share(items, len(scale_B)) * scale_B[example] * alone
+            expected += _flat(torch.autograd.grad(weighted, probes))
+    if not torch.allclose(unweighted.float(), loss.detach().float(), rtol=TOLERANCES[trainer.model.dtype]):
+        raise WeightsNotExact(
+            f"TRL's {trainer.positions.loss} loss of the first micro-batch is {loss.item():.6g}, by its formula it is "
+            f"{unweighted.item():.6g}; install the versions in pyproject.toml"
+        )
+    return expected, actual
+
+
+def _shortened(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The micro-batch with every completion cut after a few tokens."""
+    short = dict(inputs)
+    for prefix in ("", "KL_"):
+        if f"{prefix}input_ids" in inputs:
+            counted = _labels(inputs, prefix) != -100
+            width = int(counted.int().argmax(dim=1).max()) + COMPLETION_TOKENS
+            for name in ("input_ids", "attention_mask", "labels", "completion_mask"):
+                if prefix + name in inputs:
+                    short[prefix + name] = inputs[prefix + name][:, :width]
+    return short
+
+
+def _labels(inputs: dict[str, Any], prefix: str = "") -> torch.Tensor:
+    if f"{prefix}labels" in inputs:
+        return inputs[f"{prefix}labels"]
+    return inputs[f"{prefix}input_ids"].masked_fill(inputs[f"{prefix}completion_mask"] == 0, -100)
+
+
+def _alone(trainer: WeightedTrainer, inputs: dict[str, Any], example: int, policy_R: torch.Tensor) -> torch.Tensor:
+    """`policy_R` with the rows of one example computed anew, with a gradient, in a forward pass without the others."""
+    passes = len(policy_R) // trainer.positions.plan.micro_batch_size
+    rows = [example + i * trainer.positions.plan.micro_batch_size for i in range(passes)]
+    reference_R, trainer.multiplier_B = trainer.reference_R, None
+    output = trainer.model(
+        input_ids=inputs["input_ids"][rows],
+        attention_mask=inputs["attention_mask"][rows],
+        labels=_labels(inputs)[rows],
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    trainer.policy_R, trainer.reference_R = policy_R, reference_R
+    logps_R = policy_R.clone()
+    logps_R[rows] = output.log_probs.sum(dim=1).to(logps_R)
+    return logps_R
+
+
+def _flat(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.cat([gradient.detach().float().flatten() for gradient in gradients])
