@@ -63,7 +63,7 @@ def make_run(
         _evaluate(run, "base", split, questions, base, draw, config)
     _round(run, config, "round-00", config.arms, train, base, draw, hostile)
     for t in range(rounds):
-        for arm in config.arms:
+        for arm in (arm for arm in config.arms if t < (arm.rounds or rounds)):
             skill = np.clip(base + gains[arm.name] * (t + 1) ** 0.6, 0, 1)
             if t > 0:
                 before = np.clip(base + gains[arm.name] * t**0.6, 0, 1)
