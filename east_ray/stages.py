@@ -141,6 +141,7 @@ def weigh(run: RunDirectory, config: Config, groups: Sequence[Group], questions:
                 "mappings": [mapping.column for mapping in mappings_of(config, group.arms)],
                 "selection": config.selection.model_dump(),
                 "min_effective_share": config.weighting.min_effective_share,
+                "max_length_effect": config.weighting.max_length_effect,
                 "on_unhealthy": config.weighting.on_unhealthy,
             },
             needs={"questions": questions.parts[0], "grades": graded},
