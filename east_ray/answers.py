@@ -65,7 +65,7 @@ def _tagged(text: str) -> str | None:
     """Content of the last non-empty <answer>; one that is never closed runs to the end."""
     end = len(text)
     while (start := text.rfind("<answer>", 0, end)) >= 0:
-        content = text[start + len("<answer>") : end].split("</answer>", 1)[0]
+        content = text[start + len("<answer>") : end].split("</answer", 1)[0]
         if content.strip():
             return content
         end = start
@@ -73,7 +73,7 @@ def _tagged(text: str) -> str | None:
 
 
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?[0-9.,]*[0-9]|\\?[A-Za-z]+)")
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def _boxed(text: str) -> Extraction | None:
@@ -113,7 +113,9 @@ def _places(text: str, marker: str) -> list[int]:
     return places
 
 
-_PHRASE = re.compile(r"answer[ \t]*(?:\([^()\n]{0,40}\)[ \t]*)?(?:is|are|was|:|=)[ \t]*:?", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"answer[ \t]*(?:\([^()\n]{0,40}\)[ \t]*)?(?:(?:is|are|was|:|=)[ \t]*:?|(?=\$|\\[(\[]))", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|</|\*\*")
 
 

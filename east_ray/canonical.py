@@ -1,100 +1,308 @@
-"""What an answer means, as a string: its normal form and, where it can be read without algebra, its canonical key.
+r"""What a normalised answer means: a canonical key, the same for every way of writing the same thing.
 
-Two answers with the same key mean the same; that is an equivalence relation by construction. Pure string work, no
-sympy, linear in the (bounded) length of the answer.
+    number  words  2516_8  expression | list  (tuple]  \{set\}  interval \cup interval  matrix | equation  inequality
+
+Equality of keys is an equivalence relation by construction. Reading is pure and bounded (`expressions.py`), and says
+None rather than guess; such an answer is opaque, equal to its own spelling only.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-_CHARACTERS = str.maketrans(
-    {
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms
-        **dict.fromkeys("−–—‒﹣", "-"),
-        **dict.fromkeys("\xa0\u2009\u202f\u3000\t\n\r", " "),
-        **dict.fromkeys("\u200b\u2060\ufeff\x00", ""),
-        "×": "\\times ",
-        "·": "\\cdot ",
-        "⋅": "\\cdot ",
-        "÷": "/",
-        "⁄": "/",
-        "π": "\\pi ",
-        "√": "\\sqrt ",
-        "∞": "\\infty ",
-        "∪": "\\cup ",
-        "≤": "\\le ",
-        "≥": "\\ge ",
-        "≠": "\\ne ",
-        "°": "^\\circ ",
-        "²": "^2",
-        "³": "^3",
-        "½": "\\frac{1}{2}",
-        "¼": "\\frac{1}{4}",
-        "¾": "\\frac{3}{4}",
-        "€": "",
-        "£": "",
-        "’": "'",
-        "“": '"',
-        "”": '"',
-    }
+from east_ray.arithmetic import Unreadable, Value, fingerprint, is_rounded, scale_free, subtract
+from east_ray.expressions import evaluate
+from east_ray.notation import words_in
+
+
+@dataclass(frozen=True)
+class Meaning:
+    r"""`key` is the meaning. The rest serves the comparison of an answer with a reference.
+
+    `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order).
+    `conclusion`: key of an equation's last side, what an answer claims when the reference is no equation.
+    `members`: keys of the elements of a set. `shape`: the key with # for each number; `numbers` and `spellings` are what
+    stood there, so that 1.732 is recognised as a rounded \sqrt{3}.
+    """
+
+    key: str
+    also: frozenset[str] = frozenset()
+    conclusion: str | None = None
+    members: tuple[str, ...] = ()
+    shape: str = ""
+    numbers: tuple[Value, ...] = ()
+    spellings: tuple[str, ...] = ()
+
+
+def read(normal: str) -> Meaning | None:
+    """The meaning of an answer in normal form; None when any part of it is not understood.
+
+    What has words in it and is not understood is a text, and means itself.
+    """
+    try:
+        return _read(normal)
+    except Unreadable:
+        return Meaning(f"text {normal.casefold()}") if words_in(normal) else None
+
+
+def agree(reference: Meaning, answer: Meaning) -> bool:
+    """Does the answer mean the reference, exactly or as a decimal close enough to it?"""
+    if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
+        return True
+    if reference.also & answer.also or reference.key == answer.conclusion:
+        return True
+    return reference.shape == answer.shape != "" and all(
+        fingerprint(expected) == fingerprint(got) or _is_rounded(expected, written) or _is_rounded(got, original)
+        for expected, original, got, written in zip(
+            reference.numbers, reference.spellings, answer.numbers, answer.spellings, strict=True
+        )
+    )
+
+
+_DECIMAL = re.compile(r"-?0*([0-9]*)\.([0-9]+)")
+MIN_DECIMALS_OF_FRACTION = 6  # as math-verify: 0.333333 is 1/3, 0.3333 is another number
+MIN_DIGITS_OF_IRRATIONAL = 4  # 1.732 is the square root of 3, 1.73 is not
+
+
+def _is_rounded(exact: Value, spelling: str) -> bool:
+    """Is `spelling` a decimal that rounds, or cuts off, `exact` at its last digit, the twelfth at most (a float's noise)?"""
+    match = _DECIMAL.fullmatch(spelling)
+    if match is None:
+        return False
+    whole, decimals = match.groups()
+    rational = isinstance(exact, Fraction)
+    if rational and len(decimals) < MIN_DECIMALS_OF_FRACTION:
+        return False
+    if not rational and len((whole + decimals).lstrip("0")) < MIN_DIGITS_OF_IRRATIONAL:
+        return False
+    written = Fraction(spelling)
+    return is_rounded(exact, written, max(Fraction(1, 10 ** len(decimals)), abs(written) / 10**12))
+
+
+def _read(text: str) -> Meaning:
+    text = text.strip()
+    if _INTEGER.fullmatch(text):
+        return _leaf(Fraction(int(text)), text)
+    for reader in (_numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus):
+        if meaning := reader(text):
+            return meaning
+    return _leaf(evaluate(text), text)
+
+
+def _leaf(value: Value, spelling: str) -> Meaning:
+    return Meaning(fingerprint(value), shape="#", numbers=(value,), spellings=(spelling,))
+
+
+def _compound(form: str, parts: Sequence[Meaning], *, ordered: bool = True, **fields: object) -> Meaning:
+    """A meaning made of parts; `form` has one {} for all of them, joined by commas."""
+    keys = [part.key for part in parts]
+    return Meaning(
+        form.format(",".join(keys if ordered else sorted(keys))),
+        shape=form.format(",".join(part.shape for part in parts)),
+        numbers=tuple(number for part in parts for number in part.numbers),
+        spellings=tuple(spelling for part in parts for spelling in part.spellings),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,1000}")
+_NUMERAL = re.compile(r"(-?)0*([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?| base )([0-9]{1,2}) ?\}?")
+_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?:[ '-][A-Za-z]+)+|no|on|up|in")
+_FUNCTION_NAME = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|sin|cos|tan|sec|csc|cot|log|ln|exp)(?![a-z]{2})")
+
+
+def _numeral(text: str) -> Meaning | None:
+    """A numeral in another base: 10_2 is not the answer 2."""
+    match = _NUMERAL.fullmatch(text)
+    if match is None:
+        return None
+    sign, digits, base = match.groups()
+    return _read(sign + digits) if base == "10" else Meaning(f"numeral {sign}{digits.upper()} base {base}")
+
+
+def _words(text: str) -> Meaning | None:
+    """Letters only, at least two: Monday, no solution. A single letter is a variable, or a choice: (A) and A agree."""
+    if not _WORDS.fullmatch(text) or _FUNCTION_NAME.search(text):
+        return None
+    return Meaning(f"words {' '.join(text.casefold().split())}")
+
+
+_SEPARATOR = r"(?:[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
+_ASSIGNED = re.compile(r" ?([A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?)=")
+
+
+def _list(text: str) -> Meaning | None:
+    """Several answers, in any order; assignments to different names (x=1, y=2) stay with their names."""
+    parts = [part for part in _split(text, _SEPARATOR)[0] if part.strip()]
+    if len(parts) == 1:
+        return None if parts[0] == text else _read(parts[0])
+    meanings = [_read(part) for part in parts]
+    names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
+    in_order = frozenset({f"({','.join(meaning.key for meaning in meanings)})"})
+    if len(set(names)) == len(parts):
+        named = sorted(f"{name}={meaning.key}" for name, meaning in zip(names, meanings, strict=True))
+        return Meaning("{" + ",".join(named) + "}", also=in_order)
+    return _set(meanings, in_order)
+
+
+def _set(elements: Sequence[Meaning], also: frozenset[str] = frozenset()) -> Meaning:
+    members = tuple(sorted({key for element in elements for key in element.members or (element.key,)}))
+    key = "{" + ",".join(members) + "}" if len(elements) > 1 else members[0]
+    return replace(_compound("{{{}}}", elements), key=key, members=members, also=also)
+
+
+_RELATION = r"(?:\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[=<>])"
+_NAME = re.compile(
+    r"(?:[A-Za-z]+(?: [A-Za-z]+){0,3}|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega)|\\(?:angle|triangle) ?[A-Za-z]+)"
+    r"'?(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?(?:\([A-Za-z0-9,]*\))?|\([A-Za-z](?:,[A-Za-z])+\)|\|[A-Z]{2}\|"
 )
 
 
-def normalise(answer: str) -> str:
-    """One spelling for what only differs in notation: delimiters, spacing, units, currency, thousands. Idempotent."""
-    text = answer.translate(_CHARACTERS).strip()
-    for _ in range(10):
-        simpler = _simplify(text)
-        if simpler == text:
-            break
-        text = simpler
-    return text
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text.strip()) is not None and not _FUNCTION_NAME.search(text)
 
 
-_RULES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"</?(?:answer|think)>", " "),
-        (r"\\\$|\$|(?<!\\)\\[()\[\]]|\*\*|`", ""),
-        (r",\\!\s*(?=[0-9])|\{,\}|\\!", ""),
-        (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
-        (r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
-        (r"\\(?:[,;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:text|mbox|mathrm|textbf|mathbf|textit|operatorname)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", ""),
-        (r"\\?%", ""),
-        (r"\s+", " "),
-        (r"^\s+|[\s.,;:]+$", ""),
-        (r"^\{([^{}]*)\}$", r"\1"),
-        (r"^(-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)(?![0-9,])", lambda match: match[1].replace(",", "")),
-        (r"^(-?[0-9./]+) [A-Za-z ]*[A-Za-z]{2,}(?:\^\{?[23]\}?)?$", r"\1"),
-    )
-]
+def _relation(text: str) -> Meaning | None:
+    sides, signs = _split(text, _RELATION)
+    if not signs:
+        return None
+    if "\\approx" in signs:  # what follows it is less exact than what stands before, unless that is only a name
+        end = signs.index("\\approx") + 1
+        end += end == 1 and _is_name(sides[0])
+        sides, signs = sides[:end], ["="] * (end - 1)
+    if not signs:
+        return _read(sides[0])
+    if signs == ["\\in"] and _is_name(sides[0]):
+        return _read(sides[1])
+    if set(signs) == {"="}:
+        return _equation(sides)
+    if signs == ["\\ne"]:
+        return _compound("not equal {}", [_read(side) for side in sides], ordered=False)
+    return _inequality(sides, signs)
 
 
-def _simplify(text: str) -> str:
-    for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
-    return text
+def _equation(sides: list[str]) -> Meaning:
+    """x=2 means 2; 100-98=2 and other chains mean their last side; 2x+y=3 means all its multiples."""
+    if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+        sides = sides[::-1]
+    first, *_, last = sides
+    if len(sides) > 2:
+        return _read(last)
+    try:
+        difference = subtract(evaluate(first), evaluate(last))
+    except Unreadable:
+        difference = Fraction(0)
+    shape = scale_free(difference, signed=False)
+    if _is_name(first) or shape is None:
+        meaning = _read(last)
+        return meaning if shape is None else replace(meaning, also=meaning.also | {f"equation {shape}"})
+    return Meaning(f"equation {shape}", conclusion=_read(last).key)
 
 
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_EXACT = re.compile(rf"([+-]?) ?(?:({_NUMBER})|\\frac ?\{{([+-]?[0-9]+)\}} ?\{{([0-9]+)\}}|([0-9]+) ?/ ?([0-9]+))")
-_WORDS = re.compile(r"\(?[A-Za-z][A-Za-z '-]*\)?")
+def _inequality(sides: list[str], signs: list[str]) -> Meaning:
+    """A name between constants means the interval; anything else its differences, up to positive factors."""
+    if set(signs) <= {">", "\\ge"}:
+        sides, signs = sides[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in reversed(signs)]
+    if not set(signs) <= {"<", "\\le"}:
+        raise Unreadable("mixed relations")
+    values = [evaluate(side) for side in sides]
+    differences = [scale_free(subtract(b, a), signed=True) for a, b in itertools.pairwise(values)]
+    if None in differences:
+        raise Unreadable("an inequality between constants")
+    key = "inequality " + ",".join(f"{sign} {difference}" for sign, difference in zip(signs, differences, strict=True))
+    if len(sides) == 2 and _is_name(sides[0]):
+        sides, signs = ["-\\infty", *sides], ["<", *signs]
+    elif len(sides) == 2 and _is_name(sides[1]):
+        sides, signs = [*sides, "\\infty"], [*signs, "<"]
+    if len(sides) != 3 or not _is_name(sides[1]):
+        return Meaning(key)
+    low, high = _read(sides[0]), _read(sides[2])
+    form = ("(" if signs[0] == "<" else "[") + "{}" + (")" if signs[1] == "<" else "]")
+    return _compound(form, [low, high], also=frozenset({key}))
 
 
-def key(normal: str) -> str | None:
-    """Canonical key of a normalised answer that is an exact number or plain words; None for all else."""
-    if match := _EXACT.fullmatch(normal):
-        sign, number, over, under, left, right = match.groups()
-        numerator, denominator = (over or left), (under or right)
-        if numerator and not int(denominator):
-            return None
-        value = Fraction(int(numerator), int(denominator)) if numerator else Fraction(number)
-        return f"number {-value if sign == '-' else value}"
-    if _WORDS.fullmatch(normal):
-        return f"words {normal.strip('()').casefold()}"
-    return None
+def _ratio(text: str) -> Meaning | None:
+    parts, signs = _split(text, ":")
+    if len(parts) == 2 and _is_name(parts[0]):
+        return _read(parts[1])
+    return _compound("ratio {}", [_leaf(evaluate(part), part) for part in parts]) if signs else None
+
+
+def _union(text: str) -> Meaning | None:
+    parts, signs = _split(text, r"\\cup(?![A-Za-z])")
+    return _compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
+
+
+_CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
+
+
+def _bracketed(text: str) -> Meaning | None:
+    """Tuples, points and intervals keep their order; with three or more elements the kind of bracket says nothing."""
+    opening = text[:2] if text.startswith("\\{") else text[:1]
+    closing = text[-2:] if text.endswith("\\}") else text[-1:]
+    if closing not in _CLOSERS.get(opening, ()):
+        return None
+    inside = text[len(opening) : -len(closing)]
+    try:
+        parts, signs = _split(inside, "[,;]")
+    except Unreadable:
+        return None  # the first bracket is not closed by the last: (x+1)(x-1)
+    if opening == "\\{":
+        return _set([_read(part) for part in parts])
+    if not signs:
+        return None
+    form = f"{opening}{{}}{closing}" if len(parts) == 2 else "({})"
+    return _compound(form, [_read(part) for part in parts])
+
+
+_MATRIX = re.compile(
+    r"[\[(]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}[\])]?", re.DOTALL
+)
+
+
+def _matrix(text: str) -> Meaning | None:
+    """Rows of cells, whatever the brackets; a column may also be given as a tuple."""
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
+    cells = [_read(cell) for row in rows for cell in row]
+    widths = "-".join(str(len(row)) for row in rows)
+    column = frozenset({f"({','.join(cell.key for cell in cells)})"}) if set(map(len, rows)) == {1} else frozenset()
+    return _compound(f"matrix {widths} {{}}", cells, also=column)
+
+
+def _plus_minus(text: str) -> Meaning | None:
+    if "\\pm" not in text and "\\mp" not in text:
+        return None
+    upper = text.replace("\\pm", "+").replace("\\mp", "-")
+    lower = text.replace("\\pm", "-").replace("\\mp", "+")
+    return _set([_read(upper), _read(lower)])
+
+
+def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:
+    """The parts between matches of `pattern` outside all brackets, and the matches."""
+    parts, signs, start, depth = [], [], 0, 0
+    for match in _scanner(pattern).finditer(text):
+        token = match.group()
+        if match.lastgroup == "opening":
+            depth += 1
+        elif match.lastgroup == "closing":
+            depth -= 1
+            if depth < 0:
+                raise Unreadable("unbalanced brackets")
+        elif depth == 0:
+            parts.append(text[start : match.start()])
+            signs.append(token)
+            start = match.end()
+    return [*parts, text[start:]], signs
+
+
+@functools.cache
+def _scanner(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?P<opening>\\begin|\\\{{|[(\[{{])|(?P<closing>\\end|\\\}}|[)\]}}])|(?P<sign>{pattern})")

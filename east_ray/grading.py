@@ -1,26 +1,31 @@
-"""Verdicts and clusters of one question's completions: a ladder of cheap exact steps, math-verify only where they end.
+"""Verdicts and clusters of one question's completions: a ladder of cheap exact steps, math-verify only where it ends.
 
-A verdict is correct, incorrect or error (a limit was hit; never counted as either). The correct answers are one
-cluster; the others group by canonical key, then by string: an equivalence by construction, independent of order,
-batching and worker count. Decisions taken under a limit live in the GRADES rows, which are never graded again.
+    same string -> same normal form (`notation`) -> same meaning (`canonical`) -> math-verify (`symbolic`, sandboxed)
+
+A verdict is correct, incorrect or error (a limit was hit; counted as neither). The correct answers are one cluster and
+the others group by canonical key: an equivalence by construction, independent of order, batching and workers. What was
+decided under a limit is in the GRADES rows; a finished shard is never graded again, so a resumed run repeats it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 
-from east_ray import answers, canonical
+from east_ray.answers import Extraction, extract_answer
+from east_ray.canonical import Meaning, agree, read
 from east_ray.config import GradingConfig
+from east_ray.notation import normalise
 from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT
 from east_ray.sandbox import Sandbox
 
-UNANSWERED = "unanswered"  # key of the completions without an answer
-IGNORED = -1  # their cluster when unanswered = "ignore"
+IGNORED = -1  # cluster of a completion without an answer when unanswered = "ignore"
+MEMO_LIMIT = 200_000  # distinct answers remembered; some 200 MB
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,30 @@ class GradedQuestion:
     truncated: list[bool]
 
 
+@dataclass(frozen=True)
+class _Read:
+    """An answer read once: its normal form and its meaning (None: only the sandbox can tell)."""
+
+    normal: str
+    meaning: Meaning | None
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    verdict: str
+    key: str  # canonical; of an answer that is neither read nor decided, its own spelling
+
+
 class Grader:
-    """Owns the sandbox and remembers what it has seen across questions. Use as a context manager, from any thread."""
+    """Owns a sandbox, started when first needed, and remembers answers across questions. Usable from any thread."""
 
     def __init__(self, grading: GradingConfig) -> None:
         self._grading = grading
         self._sandbox = Sandbox(
-            "east_ray.symbolic:equal", deadline_seconds=grading.deadline_seconds, memory_gib=grading.memory_gib
+            "east_ray.symbolic:compare", deadline_seconds=grading.deadline_seconds, memory_gib=grading.memory_gib
         )
-        self._normal: dict[str, tuple[str, str | None]] = {}
-        self._verdicts: dict[tuple[str, str], str] = {}
+        self._reads: dict[str, _Read] = {}
+        self._judgements: dict[tuple[str, str], _Judgement] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +82,7 @@ class Grader:
 
     def equal(self, reference: str, answer: str) -> str:
         """CORRECT, INCORRECT, or ERROR when a limit was hit."""
-        return self._judge([(reference, answer)])[0]
+        return self._judge([(reference, answer)])[reference, answer].verdict
 
     def grade(
         self, reference: str, completions: Sequence[str], finish_reasons: Sequence[str] | None = None
@@ -72,75 +91,72 @@ class Grader:
         return self.grade_many([(reference, completions, finish_reasons or ["unknown"] * len(completions))])[0]
 
     def grade_many(self, questions: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> list[GradedQuestion]:
-        """Grade several (reference, completions, finish_reasons) with one exchange with the sandbox for all of them."""
-        grading = self._grading
+        """Grade several (reference, completions, finish_reasons), with one exchange with the sandbox for all of them."""
+        tags, last_number = self._grading.answer_tags, self._grading.last_number
         extractions = [
-            [
-                answers.extract_answer(text, answer_tags=grading.answer_tags, last_number=grading.last_number)
-                for text in completions
-            ]
+            [extract_answer(text, answer_tags=tags, last_number=last_number) for text in completions]
             for _, completions, _ in questions
         ]
-        pairs = list(
-            dict.fromkeys(
+        references = [reference for reference, _, _ in questions]
+        judgements = self._judge(
+            [
                 (reference, found.answer)
-                for (reference, _, _), row in zip(questions, extractions, strict=True)
+                for reference, row in zip(references, extractions, strict=True)
                 for found in row
                 if found.answer is not None
-            )
+            ]
         )
-        verdicts = dict(zip(pairs, self._judge(pairs), strict=True))
         return [
             self._cluster(
-                row, [verdicts[reference, found.answer] if found.answer else INCORRECT for found in row], finish_reasons
+                row,
+                [_UNANSWERED if found.answer is None else judgements[reference, found.answer] for found in row],
+                finish_reasons,
             )
-            for (reference, _, finish_reasons), row in zip(questions, extractions, strict=True)
+            for row, (reference, _, finish_reasons) in zip(extractions, questions, strict=True)
         ]
 
-    def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        pending: dict[tuple[str, str], None] = {}
-        settled: list[str | None] = []
-        for reference, answer in pairs:
-            (reference_normal, reference_key), (normal, key) = self._read(reference), self._read(answer)
-            verdict = self._verdicts.get((reference_normal, normal))
-            if verdict is None:
-                verdict = _without_algebra(reference_normal, reference_key, normal, key)
-            if verdict is None:
-                pending[reference_normal, normal] = None
-            settled.append(verdict)
-        for pair, equal in zip(pending, self._sandbox.run(list(pending)), strict=True):
-            self._verdicts[pair] = ERROR if equal is None else CORRECT if equal else INCORRECT
-        return [
-            verdict or self._verdicts[self._read(reference)[0], self._read(answer)[0]]
-            for verdict, (reference, answer) in zip(settled, pairs, strict=True)
-        ]
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Judgement]:
+        """The judgement on each distinct (reference, answer), as written."""
+        if len(self._reads) > MEMO_LIMIT or len(self._judgements) > MEMO_LIMIT:
+            self._reads.clear()
+            self._judgements.clear()
+        judgements: dict[tuple[str, str], _Judgement] = {}
+        undecided: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for pair in dict.fromkeys(pairs):
+            reference, answer = self._read(pair[0]), self._read(pair[1])
+            normals = reference.normal, answer.normal
+            judgement = self._judgements.get(normals) or _by_reading(*pair, reference, answer)
+            if judgement is None:
+                undecided.setdefault(normals, []).append(pair)
+            else:
+                judgements[pair] = judgement
+        outcomes = self._sandbox.run(list(undecided))
+        for (normals, written), outcome in zip(undecided.items(), outcomes, strict=True):
+            judgement = _by_algebra(normals[1], self._read(written[0][0]).meaning, outcome)
+            self._judgements[normals] = judgement
+            judgements.update(dict.fromkeys(written, judgement))
+        return judgements
 
-    def _read(self, answer: str) -> tuple[str, str | None]:
-        if answer not in self._normal:
-            normal = canonical.normalise(answer)
-            self._normal[answer] = normal, canonical.key(normal)
-        return self._normal[answer]
+    def _read(self, answer: str) -> _Read:
+        known = self._reads.get(answer)
+        if known is None:
+            normal = normalise(answer)
+            known = self._reads[answer] = _Read(normal, read(normal))
+        return known
 
     def _cluster(
-        self, extractions: Sequence[answers.Extraction], verdicts: list[str], finish_reasons: Sequence[str]
+        self, extractions: Sequence[Extraction], judgements: Sequence[_Judgement], finish_reasons: Sequence[str]
     ) -> GradedQuestion:
-        keys = []
-        for found, verdict in zip(extractions, verdicts, strict=True):
-            if found.answer is None:
-                keys.append(UNANSWERED)
-            elif self._grading.cluster == "string":
-                keys.append(f"string {found.answer}")
-            elif verdict == CORRECT:
-                keys.append("correct")
-            else:
-                normal, key = self._read(found.answer)
-                keys.append(f"opaque {normal}" if key is None or verdict == ERROR else key)
-        counts: dict[str, int] = {}
-        for key in keys:
-            counts[key] = counts.get(key, 0) + 1
+        by_string = self._grading.cluster == "string"
+        keys = [
+            f"string {found.answer}" if by_string and found.answer is not None else judgement.key
+            for found, judgement in zip(extractions, judgements, strict=True)
+        ]
+        verdicts = [judgement.verdict for judgement in judgements]
+        sizes = Counter(keys)
         if self._grading.unanswered == "ignore":
-            counts.pop(UNANSWERED, None)
-        ranked = sorted(counts, key=lambda key: (-counts[key], key))
+            sizes.pop(_UNANSWERED.key, None)
+        ranked = sorted(sizes, key=lambda key: (-sizes[key], key))
         index = {key: number for number, key in enumerate(ranked)}
         verdict_of = dict(zip(keys, verdicts, strict=True))
         return GradedQuestion(
@@ -148,55 +164,61 @@ class Grader:
             rules=[found.rule for found in extractions],
             verdicts=verdicts,
             clusters=[index.get(key, IGNORED) for key in keys],
-            cluster_sizes=[counts[key] for key in ranked],
+            cluster_sizes=[sizes[key] for key in ranked],
             cluster_verdicts=[verdict_of[key] for key in ranked],
             truncated=[reason == "length" for reason in finish_reasons],
         )
 
 
-def _without_algebra(reference: str, reference_key: str | None, answer: str, answer_key: str | None) -> str | None:
-    if reference == answer:
-        return CORRECT
-    if reference_key is None or answer_key is None:
+_CORRECT = _Judgement(CORRECT, "correct")
+_UNANSWERED = _Judgement(INCORRECT, "unanswered")
+
+
+def _by_reading(written_reference: str, written: str, reference: _Read, answer: _Read) -> _Judgement | None:
+    """The judgement where strings and meanings settle it."""
+    if written_reference == written or (reference.normal == answer.normal and answer.normal):
+        return _CORRECT
+    if not answer.normal:
+        return _Judgement(INCORRECT, "blank")
+    if reference.meaning is None or answer.meaning is None:
         return None
-    return CORRECT if reference_key == answer_key else INCORRECT
+    return _CORRECT if agree(reference.meaning, answer.meaning) else _Judgement(INCORRECT, answer.meaning.key)
+
+
+def _by_algebra(normal: str, reference: Meaning | None, outcome: Any) -> _Judgement:
+    """The judgement from what the sandbox found: nothing at all where a limit was hit."""
+    if outcome is None:
+        return _Judgement(ERROR, f"undecided {normal}")
+    equal, key = outcome
+    if equal or (reference is not None and key == reference.key):
+        return _CORRECT
+    return _Judgement(INCORRECT, key or f"opaque {normal}")
 
 
 def grade_table(samples: pa.Table, grader: Grader) -> pa.Table:
     """records.SAMPLES -> records.GRADES, row by row, in order."""
     rows = samples.to_pylist()
     graded = grader.grade_many([(row["reference"], row["completions"], row["finish_reasons"]) for row in rows])
-    return pa.Table.from_pylist([_row(*pair) for pair in zip(rows, graded, strict=True)], schema=GRADES)
+    return pa.Table.from_pylist([_grades_row(*pair) for pair in zip(rows, graded, strict=True)], schema=GRADES)
 
 
-def _row(sample: dict, graded: GradedQuestion) -> dict:
-    verdicts, truncated, tokens = graded.verdicts, graded.truncated, sample["completion_tokens"]
-    wrong = [
-        size
-        for size, verdict in zip(graded.cluster_sizes, graded.cluster_verdicts, strict=True)
-        if verdict == INCORRECT
-    ]
+def _grades_row(sample: dict[str, Any], graded: GradedQuestion) -> dict[str, Any]:
+    verdicts, tokens = graded.verdicts, sample["completion_tokens"]
+    clusters = zip(graded.cluster_sizes, graded.cluster_verdicts, strict=True)
+    finished = zip(verdicts, graded.truncated, strict=True)
+    written = zip(verdicts, sample["completions"], strict=True)
     return {
+        **vars(graded),
         "question_id": sample["question_id"],
-        "answers": graded.answers,
-        "rules": graded.rules,
-        "verdicts": verdicts,
-        "clusters": graded.clusters,
-        "cluster_sizes": graded.cluster_sizes,
-        "cluster_verdicts": graded.cluster_verdicts,
-        "truncated": truncated,
         "num_samples": len(verdicts),
         "num_correct": verdicts.count(CORRECT),
         "num_incorrect": verdicts.count(INCORRECT),
         "num_errors": verdicts.count(ERROR),
         "num_unanswered": graded.answers.count(None),
-        "num_truncated": sum(truncated),
-        "num_positives": sum(verdict == CORRECT and not cut for verdict, cut in zip(verdicts, truncated, strict=True)),
-        "num_negatives": sum(
-            verdict == INCORRECT and bool(text.strip())
-            for verdict, text in zip(verdicts, sample["completions"], strict=True)
-        ),
-        "largest_wrong": max(wrong, default=0),
+        "num_truncated": sum(graded.truncated),
+        "num_positives": sum(verdict == CORRECT and not truncated for verdict, truncated in finished),
+        "num_negatives": sum(verdict == INCORRECT and bool(text.strip()) for verdict, text in written),
+        "largest_wrong": max((size for size, verdict in clusters if verdict == INCORRECT), default=0),
         "mean_tokens": sum(tokens) / len(tokens) if tokens else 0.0,
         "shortfall": sample["shortfall"],
     }

@@ -1,30 +1,60 @@
-"""What runs inside the sandbox: math-verify's verdict. The only file that imports sympy; slow, and not to be trusted to end.
+"""What runs inside the sandbox: math-verify, on the few answers our own reader does not understand.
 
-Nothing here evaluates text as code: math-verify's grammar parser reads LaTeX, and its expression fallback is off.
+The only file that imports sympy. Slow, and not to be trusted to end. math-verify's LaTeX grammar builds the expression;
+its fallback that passes arithmetic on to sympy's `parse_expr`, which is `eval` at heart, is left out.
 """
 
 from __future__ import annotations
 
 import logging
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import math_verify
+import sympy
+from math_verify import LatexExtractionConfig
+
+from east_ray.arithmetic import Unreadable, fingerprint, from_digits, settle, variable
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 
-def equal(reference: str, answer: str) -> bool:
-    """math-verify's verdict on two normalised answers; the reference goes first, it is not symmetric."""
-    return math_verify.verify(_parse(reference), _parse(answer), timeout_seconds=None)
+def compare(reference: str, answer: str) -> tuple[bool, str | None]:
+    """math-verify's verdict on two normalised answers, and the answer's canonical key (None: it has no value).
+
+    The reference goes first: math-verify is not symmetric.
+    """
+    equal = math_verify.verify(_parse(reference), _parse(answer), timeout_seconds=None)
+    return equal, _key(answer)
 
 
-def plain_equal(reference: str, completion: str) -> bool:
-    """math-verify as it comes, its own extraction included, on a whole completion: the second grader of an evaluation."""
-    answer = math_verify.parse(completion, parsing_timeout=None)
-    return math_verify.verify(_parse(reference), answer, timeout_seconds=None)
-
-
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=1_000)
 def _parse(answer: str) -> list[Any]:
-    return math_verify.parse(f"${answer}$", parsing_timeout=None)
+    return math_verify.parse(f"${answer}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
+
+
+def _key(answer: str) -> str | None:
+    """The same key as `canonical.read` gives: its value at the points where `arithmetic` evaluates."""
+    expressions = [parsed for parsed in _parse(answer) if isinstance(parsed, sympy.Expr)]
+    if not expressions:
+        return None
+    try:
+        return fingerprint(settle(_value(expressions[0].doit())))
+    except (Unreadable, ArithmeticError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _value(expression: sympy.Expr) -> Any:
+    symbols = sorted(expression.free_symbols, key=str)
+    if not symbols:
+        return _number(expression)
+    points = zip(*(variable(str(symbol)) for symbol in symbols), strict=True)
+    return tuple(_number(expression.subs(dict(zip(symbols, point, strict=True)))) for point in points)
+
+
+def _number(expression: sympy.Expr) -> Any:
+    if expression.is_Rational:
+        return Fraction(int(expression.p), int(expression.q))
+    real, imaginary = expression.evalf(40).as_real_imag()
+    return from_digits(str(real), str(imaginary))
