@@ -8,6 +8,7 @@ can be known beforehand (weights, normalisation, padding, granularity) is folded
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -171,12 +172,9 @@ def _is_crowded(question_N: np.ndarray, position: int, distance: int) -> bool:
 
 def _in_turns(question_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """First one example of every question, then a second one of each, and so on; questions in one seeded order."""
-    shuffled_N = rng.permutation(len(question_N))
-    turn_N = np.empty(len(question_N), dtype=int)
-    seen: dict[int, int] = {}
-    for index in shuffled_N:
-        question = question_N[index]
-        turn_N[index] = seen.get(question, 0)
-        seen[question] = turn_N[index] + 1
-    rank = {q: i for i, q in enumerate(sorted(seen, key=lambda q: (-seen[q], rng.random())))}
-    return np.array(sorted(range(len(question_N)), key=lambda i: (turn_N[i], rank[question_N[i]])))
+    examples: dict[int, list[int]] = {}
+    for index in rng.permutation(len(question_N)).tolist():
+        examples.setdefault(int(question_N[index]), []).append(index)
+    longest_first = sorted(examples.values(), key=len, reverse=True)
+    turns = itertools.zip_longest(*longest_first)
+    return np.array([index for turn in turns for index in turn if index is not None])

@@ -27,11 +27,13 @@ def example_losses(
     """
     if loss == "sft":
         return -policy_R
+    assert beta is not None
     assert reference_R is not None
     ratio_R = policy_R - reference_R
     if loss == "dpo":
         chosen_B, rejected_B = ratio_R.chunk(2)
         return -F.logsigmoid(beta * (chosen_B - rejected_B))
+    assert kl is not None
     assert label_B is not None
     return 1 - torch.sigmoid(beta * torch.where(label_B, ratio_R - kl, kl - ratio_R))
 

@@ -22,9 +22,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
-from trl.models import prepare_deepspeed
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.base_trainer import _BaseTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from east_ray.batches import TrainingPlan
@@ -100,7 +105,8 @@ class Positions(Dataset):
     """The examples in training order: item p is the example at position p of the plan, with its multiplier."""
 
     def __init__(self, rows: pa.Table, plan: TrainingPlan, weight_N: np.ndarray, loss: str) -> None:
-        self.rows, self.plan, self.weight_N, self.loss = datasets.Dataset(rows), plan, weight_N, loss
+        self.rows: Any = datasets.Dataset(rows)
+        self.plan, self.weight_N, self.loss = plan, weight_N, loss
         self.neighbour_P = plan.neighbour_P
 
     def __len__(self) -> int:
@@ -120,28 +126,39 @@ class Positions(Dataset):
 
 
 class WeightedTrainer(_BaseTrainer):
-    """What the three weighted trainers share; mixed in before TRL's trainer."""
+    """What the three weighted trainers share; mixed in before TRL's trainer.
+
+    `multiplier_B` weights the next forward pass with a gradient, None: it is not to be weighted. `scale_B` is what that
+    pass was weighted by, local weights included; `policy_R` are its rows' summed log-probabilities, and `reference_R`
+    those of the last pass without a gradient, which TRL makes with the reference model.
+    """
+
+    args: Any
+    model: Any
+    model_wrapped: Any
+    ref_model: Any = None
+    accelerator: Any
+    train_dataset: Any
+    _metrics: Any
+    _total_train_tokens: Any
 
     def __init__(self, *, args: Any, positions: Positions, local_weight: str = "none", **kwargs: Any) -> None:
         refuse_inseparable(args)
         self.local_weight = local_weight
-        self.multiplier_B: torch.Tensor | None = None  # None: the next forward pass is not to be weighted
-        self.scale_B: torch.Tensor | None = None  # multiplier x local weight, as applied in the last one
-        self.policy_R: torch.Tensor | None = None  # summed log-probabilities of the last pass with a gradient ...
-        self.reference_R: torch.Tensor | None = None  # ... and of the last one without
-        self._weighted_loss = 0.0
+        self.multiplier_B: torch.Tensor | None = None
+        self.scale_B = self.policy_R = self.reference_R = torch.empty(0)
+        self._weighted_loss = torch.zeros(())
         self._logged = (0, time.monotonic())
         super().__init__(args=args, train_dataset=positions.rows, **kwargs)
-        positions.rows = self.train_dataset  # with DPO's precomputed columns
+        positions.rows = self.train_dataset  # DPO may have added reference log-probabilities
         self.train_dataset = self.positions = positions
         self.collate_rows: Callable[[list[dict[str, Any]]], dict[str, Any]] = self.data_collator
         self.data_collator = self._collate
         if local_weight == "wpo":
-            head_owner = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
-            outputs = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
-            add_fused_lm_head(head_owner, outputs=outputs)
+            patched: Any = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+            add_fused_lm_head(patched, outputs=("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs"))
         self.model.register_forward_hook(self._on_forward)
-        if getattr(self, "ref_model", None) is not None:
+        if self.ref_model is not None:
             self.ref_model.register_forward_hook(self._on_forward)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -153,34 +170,37 @@ class WeightedTrainer(_BaseTrainer):
         batch["multiplier"] = torch.tensor([example["multiplier"] for example in examples], dtype=torch.float32)
         return batch
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """TRL's own loss, whose gradient is weighted by `_on_forward`."""
         self.multiplier_B = inputs.pop("multiplier")
-        loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
-        losses_B = self.example_losses(inputs, self.policy_R).detach()
-        share = self.loss_share(kwargs.get("num_items_in_batch"), len(losses_B))
-        steps = 1 if self.positions.loss == "sft" else self.args.gradient_accumulation_steps
-        self._weighted_loss = self._weighted_loss + share / steps * (self.scale_B * losses_B).sum()
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.multiplier_B = None
+        losses_B = self.example_losses(inputs, self.policy_R)
+        share = self.loss_share(num_items_in_batch, len(losses_B))
+        steps = 1 if self.positions.loss == "sft" else self.args.gradient_accumulation_steps
+        self._weighted_loss = self._weighted_loss.to(losses_B) + share / steps * (self.scale_B * losses_B).sum()
         return loss
 
     def _on_forward(self, _module: Any, _args: Any, output: Any) -> Any:
         """Forward hook: scale the gradient of each row's log-probabilities in the pass that is differentiated."""
         if not isinstance(output, FusedCausalLMOutput):
             return output
+        log_probs_RT: Any = output.log_probs
         if not torch.is_grad_enabled():
-            self.reference_R = output.log_probs.sum(dim=1)
+            self.reference_R = log_probs_RT.sum(dim=1)
             return output
-        self.policy_R = output.log_probs.detach().sum(dim=1)
+        self.policy_R = log_probs_RT.detach().sum(dim=1)
         if self.multiplier_B is not None:
-            passes = len(output.log_probs) // len(self.multiplier_B)
+            passes = len(log_probs_RT) // len(self.multiplier_B)
             self.scale_B = self.multiplier_B
             if self.local_weight != "none":
-                self.scale_B = self.scale_B * self._local_weights(output, passes)
-            output.log_probs = _ScaleGradient.apply(output.log_probs, self.scale_B.repeat(passes)[:, None])
+                self.scale_B = self.scale_B * self._local_weights(output, self.multiplier_B)
+            output.log_probs = _ScaleGradient.apply(log_probs_RT, self.scale_B.repeat(passes)[:, None])
         return output
 
-    def _local_weights(self, output: FusedCausalLMOutput, passes: int) -> torch.Tensor:
+    def _local_weights(self, output: Any, multiplier_B: torch.Tensor) -> torch.Tensor:
         """LW(P) or LW(W) of each example; DPO multiplies those of the chosen and the rejected completion (B.1).
 
         Perplexities are divided by their mean (eq. 9) over the examples that all workers hold at this moment: the mean
@@ -189,9 +209,9 @@ class WeightedTrainer(_BaseTrainer):
         weight_R = local_weights(
             self.local_weight, output.log_probs.detach(), output.label_mask, output.log_sum_sq_probs
         )
-        weight_CB = weight_R.view(passes, -1)
+        weight_CB = weight_R.view(-1, len(multiplier_B))
         if self.local_weight == "perplexity":
-            counts_B = (self.multiplier_B > 0).to(weight_CB)
+            counts_B = (multiplier_B > 0).to(weight_CB)
             totals = torch.cat([(weight_CB * counts_B).sum(dim=1), counts_B.sum()[None]])
             totals = self.accelerator.reduce(totals, "sum").clamp_min(torch.finfo(totals.dtype).tiny)
             weight_CB = weight_CB * (totals[-1] / totals[:-1])[:, None]
@@ -202,15 +222,11 @@ class WeightedTrainer(_BaseTrainer):
         reference_R = self.reference_R
         if "ref_chosen_logps" in inputs:
             reference_R = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        mode = "train" if self.model.training else "eval"
-        return example_losses(
-            self.positions.loss,
-            policy_R,
-            reference_R,
-            beta=getattr(self, "beta", None),
-            kl=torch.tensor(self._metrics[mode]["kl"][-1]).to(policy_R) if self.positions.loss == "kto" else None,
-            label_B=inputs.get("label"),
-        )
+        kl = None
+        if self.positions.loss == "kto":
+            kl = torch.tensor(self._metrics["train" if self.model.training else "eval"]["kl"][-1]).to(policy_R)
+        beta = None if self.positions.loss == "sft" else self.args.beta
+        return example_losses(self.positions.loss, policy_R, reference_R, beta=beta, kl=kl, label_B=inputs.get("label"))
 
     def loss_share(self, num_items_in_batch: Any, num_examples: int) -> Any:
         """What TRL multiplies each example's loss by in one micro-batch's loss, before gradient accumulation."""
@@ -223,15 +239,15 @@ class WeightedTrainer(_BaseTrainer):
         if "loss" in logs:
             step, plan = self.state.global_step, self.positions.plan
             weight_B = self.positions.weight_N[plan.examples_of_step(step - 1)]
-            weighted = torch.as_tensor(self._weighted_loss, dtype=torch.float32, device=self.accelerator.device)
-            logs["weighted_loss"] = self.accelerator.reduce(weighted, "mean").item()
+            logs["weighted_loss"] = self.accelerator.reduce(self._weighted_loss, "mean").item()
             logs["weight_mean"], logs["weight_min"] = float(weight_B.mean()), float(weight_B.min())
             logs["weight_max"] = float(weight_B.max())
             squares = float((weight_B**2).sum())
             logs["effective_sample_size"] = float(weight_B.sum() ** 2 / squares) if squares else 0.0
             tokens, since = self._logged
             logs["tokens_per_second"] = (self._total_train_tokens - tokens) / (time.monotonic() - since)
-            self._logged, self._weighted_loss = (self._total_train_tokens, time.monotonic()), 0.0
+            self._logged = (self._total_train_tokens, time.monotonic())
+            self._weighted_loss = torch.zeros_like(self._weighted_loss)
             self.state.epoch = step * plan.batch_size / len(self.positions.rows)
         super().log(logs, start_time)
 
@@ -240,7 +256,7 @@ class WeightedTrainer(_BaseTrainer):
 
         Each rank writes its own shard: optimizer state and random state; rank 0 adds schedule, step and log.
         """
-        directory = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        directory = os.path.join(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         os.makedirs(os.path.join(directory, f"global_step{self.state.global_step}"), exist_ok=True)
         self._save_optimizer_and_scheduler(directory)
         self._save_rng_state(directory)

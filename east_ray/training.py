@@ -11,18 +11,19 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
+import ray.exceptions
 
 from east_ray import console, storage
-from east_ray.batches import TrainingPlan, plan_training
+from east_ray.batches import plan_training
 from east_ray.config import ModelConfig, TrainingConfig
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
-from east_ray.tokens import prepare_examples
+from east_ray.tokens import PreparedExamples, prepare_examples
+from east_ray.training_job import Board, News, TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -48,28 +49,6 @@ class TrainingSummary:
     digest: str
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """All that a worker needs.
-
-    `tokens`, `state` and `output` are relative to the run: the tokenised examples, the directory of checkpoints and the
-    model's. `reference`: where DPO's reference log-probabilities are kept for every arm. `board` is a `Board` actor.
-    """
-
-    run: RunDirectory
-    tokens: str
-    reference: str | None
-    state: str
-    output: str
-    base_model: str
-    plan: TrainingPlan
-    weight_N: np.ndarray
-    training: TrainingConfig
-    model: ModelConfig
-    seed: int
-    board: Any
-
-
 def train(
     run: RunDirectory,
     *,
@@ -92,9 +71,9 @@ def train(
     started = time.monotonic()
     work = "/".join([*output.split("/")[:-1], "training"])
     base_model = storage.absolute(base_model) if os.path.isdir(base_model) else base_model
-    prepare = ray.remote(num_cpus=1, max_retries=0)(prepare_examples)
-    prepared = _get(
-        prepare.remote(
+    task: Any = ray.remote(num_cpus=1, max_retries=0)
+    prepared: PreparedExamples = _get(
+        task(prepare_examples).remote(
             run,
             examples=examples,
             weight_column=weight_column,
@@ -131,7 +110,7 @@ def train(
         training=training,
         model=model,
         seed=seed,
-        board=ray.remote(num_cpus=0)(Board).remote(),
+        board=ray.remote(num_cpus=0)(Board).remote(),  # type: ignore[attr-defined]
     )
     news = _fit(job, f"{work}/log.jsonl", title)
     run.delete(job.state)
@@ -151,38 +130,6 @@ def train(
     return summary
 
 
-@dataclass
-class News:
-    """What rank 0 has told so far. `log`: one row per step, complete at the end; `digest` is empty until then."""
-
-    log: list[dict[str, Any]] = field(default_factory=list)
-    workers: dict[int, str] = field(default_factory=dict)
-    proof: Any = None
-    digest: str = ""
-    refused: str = ""
-
-
-class Board:
-    """An actor that passes news from rank 0 to the driver at once; Ray Train's own reports wait for all ranks."""
-
-    def __init__(self) -> None:
-        self._news = News()
-
-    def join(self, rank: int, where: str) -> None:
-        self._news.workers[rank] = where
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Rows of steps that are trained again, after a failure, replace the old ones."""
-        self._news.log = [old for old in self._news.log if old["step"] < row["step"]] + [row]
-
-    def tell(self, **news: Any) -> None:
-        for name, value in news.items():
-            setattr(self._news, name, value)
-
-    def read(self) -> News:
-        return self._news
-
-
 def _fit(job: TrainingJob, log: str, title: str) -> News:
     """Run the workers to their end, showing progress and writing the log as it grows."""
     fit = _Fit(_trainer(job))
@@ -191,7 +138,7 @@ def _fit(job: TrainingJob, log: str, title: str) -> News:
     with console.progress(title, job.plan.num_steps, unit="steps") as bar:
         while fit.is_alive():
             fit.join(timeout=LOOK_EVERY_SECONDS)
-            news = ray.get(job.board.read.remote())
+            news = _get(job.board.read.remote())
             if news.workers != shown:
                 shown = dict(news.workers)
                 logger.debug("%s: workers %s", title, shown)

@@ -28,7 +28,7 @@ from east_ray.model_files import local_model, merge_adapter, write_model
 from east_ray.proof import WeightsNotExact, prove_weights
 from east_ray.records import UserError
 from east_ray.trainers import WeightedTrainer, make_trainer
-from east_ray.training import TrainingJob
+from east_ray.training_job import TrainingJob
 
 SETTINGS = "settings.json"
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")

@@ -1,0 +1,66 @@
+"""What passes between the driver of a training and its workers: the job there, the news back. Imports neither's libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from east_ray.batches import TrainingPlan
+from east_ray.config import ModelConfig, TrainingConfig
+from east_ray.runs import RunDirectory
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a worker needs.
+
+    `tokens`, `state` and `output` are relative to the run: the tokenised examples, the directory of checkpoints and the
+    model's. `reference`: where DPO's reference log-probabilities are kept for every arm. `board` is a `Board` actor.
+    """
+
+    run: RunDirectory
+    tokens: str
+    reference: str | None
+    state: str
+    output: str
+    base_model: str
+    plan: TrainingPlan
+    weight_N: np.ndarray
+    training: TrainingConfig
+    model: ModelConfig
+    seed: int
+    board: Any
+
+
+@dataclass
+class News:
+    """What rank 0 has told so far. `log`: one row per step, complete at the end; `digest` is empty until then."""
+
+    log: list[dict[str, Any]] = field(default_factory=list)
+    workers: dict[int, str] = field(default_factory=dict)
+    proof: Any = None
+    digest: str = ""
+    refused: str = ""
+
+
+class Board:
+    """An actor that passes news from rank 0 to the driver at once; Ray Train's own reports wait for all ranks."""
+
+    def __init__(self) -> None:
+        self._news = News()
+
+    def join(self, rank: int, where: str) -> None:
+        self._news.workers[rank] = where
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Rows of steps that are trained again, after a failure, replace the old ones."""
+        self._news.log = [old for old in self._news.log if old["step"] < row["step"]] + [row]
+
+    def tell(self, **news: Any) -> None:
+        for name, value in news.items():
+            setattr(self._news, name, value)
+
+    def read(self) -> News:
+        return self._news

@@ -1,0 +1,102 @@
+"""Small trainings for the tests: examples of the bundled model's arithmetic, their plan, and gradients as plain tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoTokenizer, TrainerCallback
+
+from east_ray.batches import TrainingPlan, plan_training
+from east_ray.config import TrainingConfig
+from east_ray.tokens import lengths, tokenise_examples
+
+MODEL = Path(__file__).resolve().parent.parent / "east_ray" / "tiny" / "model"
+RATES = {"sft": {"learning_rate": 1e-3}, "dpo": {"learning_rate": 1e-3}, "kto": {"learning_rate": 1e-3, "beta": 0.5}}
+
+
+def config(loss: str, **changes: Any) -> TrainingConfig:
+    """A training without warm-up and clipping, so that one step's gradient can be seen."""
+    defaults = {"batch_size": 8, "micro_batch_size": 4, "epochs": 1, "warmup_ratio": 0.0, "max_grad_norm": 0.0, **RATES}
+    return TrainingConfig.model_validate({"loss": loss, **defaults, **changes})
+
+
+def examples(loss: str, count: int, seed: int = 0) -> pa.Table:
+    """`count` questions with a right and a wrong completion of various lengths, and random weights of mean 1."""
+    rng = np.random.default_rng(seed)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    prompts, right, wrong = [], [], []
+    for _ in range(count):
+        numbers = rng.integers(1, 30, size=int(rng.integers(2, 5))).tolist()
+        question = ", ".join([f"Take {numbers[0]}", *(f"add {n}" for n in numbers[1:])]) + "."
+        message = [{"role": "user", "content": question}]
+        prompts.append(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        steps, total = [], numbers[0]
+        for n in numbers[1:]:
+            steps.append(f"{total}+{n}={total + n}\n")
+            total += n
+        right.append("".join(steps) + f"\\boxed{{{total}}}")
+        wrong.append(f"\\boxed{{{total + int(rng.integers(1, 9))}}}")
+    ids = [f"question-{i}" for i in range(count)]
+    weights = rng.gamma(1.0, size=count)
+    weights /= weights.mean()
+    if loss == "sft":
+        return pa.table({"question_id": ids, "prompt": prompts, "completion": right, "weight": weights})
+    if loss == "dpo":
+        return pa.table(
+            {"question_id": ids, "prompt": prompts, "chosen": right, "rejected": wrong, "weight": weights}
+        )
+    return pa.table(
+        {
+            "question_id": ids * 2,
+            "prompt": prompts * 2,
+            "completion": right + wrong,
+            "label": [True] * count + [False] * count,
+            "weight": np.tile(weights, 2),
+        }
+    )
+
+
+def planned(
+    loss: str, count: int, training: TrainingConfig, weights: np.ndarray | None = None, seed: int = 0
+) -> tuple[pa.Table, TrainingPlan, np.ndarray]:
+    """Token ids of `examples`, their plan, and their weights (or the given ones)."""
+    table = examples(loss, count)
+    rows = tokenise_examples(table, AutoTokenizer.from_pretrained(MODEL), loss, {})
+    weight_N = table["weight"].to_numpy() if weights is None else weights
+    plan = plan_training(
+        weight_N,
+        np.array(lengths(rows, loss)[1]),
+        rows["question_id"].to_pylist(),
+        loss=loss,
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        batch_size=training.batch_size,
+        micro_batch_size=training.micro_batch_size,
+        normalization=training.normalization,
+        granularity=training.weight_granularity,
+        seed=seed,
+    )
+    return rows, plan, weight_N
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every optimizer step, flat, in the order of the parameters."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps.append(flat_gradient(kwargs["model"]))
+
+
+def flat_gradient(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.detach().flatten().clone() for p in model.parameters() if p.requires_grad])
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative L2."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
