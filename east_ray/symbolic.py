@@ -29,6 +29,15 @@ def compare(reference: str, answer: str) -> tuple[bool, str | None]:
     return equal, _key(answer)
 
 
+def plain_equal(reference: str, completion: str) -> bool:
+    """math-verify as it comes, its own extraction included, on a whole completion: the second grader of an evaluation.
+
+    Here its arithmetic fallback stays on: its pattern hands `parse_expr` nothing but digits and + - * / ^ ( ).
+    """
+    answer = math_verify.parse(completion, parsing_timeout=None)
+    return math_verify.verify(_parse(reference), answer, timeout_seconds=None)
+
+
 @lru_cache(maxsize=1_000)
 def _parse(answer: str) -> list[Any]:
     return math_verify.parse(f"${answer}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
