@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -146,10 +147,25 @@ def start_ray() -> None:
     # would be shown on the dashboard, so nodes get theirs from their own environment.
     os.environ.update(QUIET)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": QUIET}, **common)
-    else:
-        ray.init(address="local", include_dashboard=False, **common)
+    with _quiet_stderr():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(runtime_env={"env_vars": QUIET}, **common)
+        else:
+            ray.init(address="local", include_dashboard=False, **common)
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what native code prints: Ray's core announces on stderr that its log level was set. Failures are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _version(package: str) -> str | None:
