@@ -6,18 +6,19 @@ Each reads its part of a run directory, never completions, and says it in figure
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from east_ray import figures
-from east_ray.comparison import DEFAULT, Comparison, Measured, compare
+from east_ray import figures, paper
+from east_ray.comparison import DEFAULT, Comparison, compare
 from east_ray.drift import STATES, RoundDrift, drift
 from east_ray.figures import Bar, Figure
 from east_ray.findings import Chapter, Findings, Table, bar_of, figure5_name, first_and_last, titled
 from east_ray.verdict import points, probability
 
+MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
 WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
 
 
@@ -31,6 +32,27 @@ def result(f: Findings) -> Chapter | None:
     rounds = max(m.rounds for m in f.compared.values())
     text = f"After {rounds} rounds of self-training." if rounds > 1 else ""
     return Chapter("result", "Result", "Did it help?", text, (forest,))
+
+
+def table_1(f: Findings) -> Chapter | None:
+    """The paper's Table 1 beside ours, for the losses of which all four methods were measured."""
+    rows = {row.name: row for row in f.comparisons}
+    losses = [loss for loss in ("sft", "dpo", "kto") if all(f"{loss}-{method}" in rows for method in paper.METHODS)]
+    if not losses:
+        return None
+    column = paper.column_for(f.config.model.path, f.config.questions.train)
+    text = "The paper's figures are single runs without intervals. "
+    if column is None:
+        column = paper.COLUMNS[0]
+        text += f"They are of another model and data set ({column.title}): compare directions, not heights."
+    body = [("default", percent(rows[DEFAULT].accuracy), "", f"{column.default:.1f}%", "")] if DEFAULT in rows else []
+    for loss in losses:
+        for method in paper.METHODS:
+            row, theirs = rows[f"{loss}-{method}"], column.accuracy(loss, method)
+            less = "" if method == "vanilla" else points((theirs - column.accuracy(loss, "vanilla")) / 100)
+            body.append((row.name, percent(row.accuracy), difference(row), f"{theirs:.1f}%", less))
+    table = Table(("method", "ours", "to vanilla", "paper", "to vanilla"), tuple(body), f"Paper: {column.title}.")
+    return Chapter("table1", "Table 1", "The paper's Table 1 beside ours", text, (), (table,))
 
 
 def exponents(f: Findings) -> Chapter | None:
@@ -87,68 +109,55 @@ def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list
 
 
 def rounds(f: Findings) -> Chapter | None:
-    """Figure 4 and what happened to the training questions meanwhile."""
-    if f.config.run.rounds < 2:
+    """Figure 4 and what happened to the training questions meanwhile, for the arms of more than one round."""
+    long_arms = {arm.name for arm in f.config.arms if (arm.rounds or f.config.run.rounds) > 1}
+    if not long_arms:
         return None
-    start = [m for m in f.measured if m.rounds == 0]
-    arms = {
-        arm.name: [
-            (m.rounds, bar_from_metrics(f, m, arm.name))
-            for m in [*start, *f.measured]
-            if m.name == arm.name or m in start
-        ]
-        for arm in f.config.arms
-    }
-    arms = {name: sorted(dict(points).items()) for name, points in arms.items()}
+    by_round = compare_rounds(f, long_arms)
     drawn: list[Figure] = []
-    if any(len(points) > 1 for points in arms.values()):
-        drawn.append(figures.accuracy_by_round({n: p for n, p in arms.items() if p}))
-    by_arm = drift(f.run, f.config)
+    lines: dict[str, list[tuple[int, Bar]]] = {}
+    start = [(0, bar_of(f, row)) for rows in by_round.values() for row in rows if row.name == DEFAULT][:1]
+    for t, rows in by_round.items():
+        for row in rows:
+            if row.name != DEFAULT:
+                lines.setdefault(row.name, list(start)).append((t, bar_of(f, row)))
+    if lines:
+        drawn.append(figures.accuracy_by_round(lines))
+    by_arm = {arm: rows for arm, rows in drift(f.run, f.config).items() if arm in long_arms}
     for arm, rows in by_arm.items():
         moves = [np.array(row.moved) for row in rows if row.moved is not None]
-        if moves:
+        if moves and len(drawn) <= MAX_FLOWS:
             drawn.append(figures.state_flow(arm, moves))
-    table = drift_table(by_arm)
-    if not drawn and not table.rows:
+    tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
+    if not drawn and not tables:
         return None
-    return Chapter(
-        "rounds",
-        "Rounds",
-        "Round after round",
-        "Round t samples from the model that t - 1 rounds of training made.",
-        tuple(drawn),
-        tuple(table for table in (round_table(f), table) if table.rows),
-    )
+    text = "Round t samples from the model that t - 1 rounds of training made."
+    return Chapter("rounds", "Rounds", "Round after round", text, tuple(drawn), tuple(tables))
 
 
-def bar_from_metrics(f: Findings, m: Measured, arm: str) -> Bar:
-    overall = f.metrics[m]["overall"]
-    return Bar(arm, overall["accuracy"], overall["low"], overall["high"], f.color(arm))
-
-
-def round_table(f: Findings) -> Table:
-    """Accuracy and the difference to vanilla after every round; p-values are corrected within a round."""
-    rows = []
+def compare_rounds(f: Findings, arms: Collection[str]) -> dict[int, list[Comparison]]:
+    """Rounds of training -> the arms after so many, compared; p-values are corrected within a round."""
+    found = {}
     for t in sorted({m.rounds for m in f.measured} - {0}):
-        for row in compare(f.run, f.config, {m.name: m for m in f.measured if m.rounds in (0, t)}):
-            if row.name != DEFAULT:
-                d = row.to_vanilla
-                difference = (
-                    ""
-                    if d is None
-                    else f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
-                )
-                rows.append(
-                    (
-                        f"{row.name}, round {t}",
-                        f"{row.accuracy:.1%}",
-                        f"[{100 * row.low:.1f}, {100 * row.high:.1f}]",
-                        difference,
-                    )
-                )
-    return Table(
-        ("arm, round", "accuracy", "interval", "difference to vanilla"), tuple(rows), "Test accuracy after every round."
-    )
+        at_t = {m.name: m for m in f.measured if m.rounds == 0 or (m.rounds == t and m.name in arms)}
+        found[t] = compare(f.run, f.config, at_t)
+    return found
+
+
+def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
+    body = [
+        (
+            f"{row.name}, round {t}",
+            percent(row.accuracy),
+            f"[{100 * row.low:.1f}, {100 * row.high:.1f}]",
+            difference(row),
+        )
+        for t, rows in by_round.items()
+        for row in rows
+        if row.name != DEFAULT
+    ]
+    columns = ("arm, round", "accuracy", "interval", "difference to vanilla")
+    return Table(columns, tuple(body), "Test accuracy after every round.")
 
 
 def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
@@ -226,3 +235,15 @@ def measure_table(f: Findings) -> Table | None:
         tuple(rows),
         "SFT arms by measure, over the exponents all of them share.",
     )
+
+
+def difference(row: Comparison) -> str:
+    """To vanilla, with interval and p; empty for arms that have none."""
+    d = row.to_vanilla
+    return (
+        "" if d is None else f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}%"

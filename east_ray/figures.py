@@ -173,7 +173,7 @@ def accuracy_forest(bars: Sequence[Bar], confidence: float, num_questions: int) 
     return Forest(
         name="accuracy",
         title="Accuracy on the test questions",
-        caption=f"Dot: greedy accuracy over {num_questions:,} questions. Line: its {confidence:.0%} Wilson interval. "
+        caption=f"Dot: greedy accuracy over {num_questions:,} questions. Line: its {confidence:.0%} interval. "
         "Arms answer the same questions, so their differences are known better than overlapping lines suggest.",
         x_label="accuracy",
         bars=tuple(bars),
@@ -192,7 +192,7 @@ def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Bar]]], de
         "Read it as a curve, not as a contest: picking its highest point would be picking noise."
     )
     low, high = min(min(one.low) for one in series), max(max(one.high) for one in series)
-    is_near = default is not None and low - 2 * (high - low) < default < high + 2 * (high - low)
+    is_near = default is not None and 2 * low - high < default < 2 * high - low
     if default is not None and not is_near:
         caption += f" The model before training, at {default:.1%}, lies outside the figure."
     return Plot(

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from east_ray import figures
-from east_ray.comparison import DEFAULT, Comparison, Measured, at_round, compare, read_measured, vanilla_arms
+from east_ray.comparison import (
+    DEFAULT,
+    Comparison,
+    Measured,
+    at_round,
+    compare,
+    read_measured,
+    seed_groups,
+    vanilla_arms,
+)
 from east_ray.config import Arm, Config
 from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
 from east_ray.runs import RunDirectory
@@ -50,19 +59,22 @@ class Findings:
     comparisons: tuple[Comparison, ...]
     held_out: tuple[Comparison, ...]  # the same arms on the validation questions, when there are any
     vanilla: Mapping[str, str]
+    groups: Mapping[str, tuple[str, ...]]  # arms that differ in their seed alone
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.config.arms if arm.name == name)
 
     def color(self, name: str) -> int:
-        """Grey for the model before training, blue for the first vanilla arm, orange for the first other, then the rest."""
+        """Grey for the model before training, blue for the first vanilla arm, orange for the first other, then the rest.
+
+        Arms that differ in their seed alone share a colour.
+        """
         if name == DEFAULT:
             return NEUTRAL
-        plain = [arm.name for arm in self.config.arms if self.vanilla.get(arm.name) == arm.name]
-        if plain and name == plain[0]:
-            return VANILLA
-        others = [arm.name for arm in self.config.arms if arm.name not in plain[:1]]
-        return figures.wrap_color(EAST + others.index(name)) if name in others else EAST
+        plain = [group for group, (first, *_) in self.groups.items() if self.vanilla.get(first) == first][:1]
+        order = [*plain, *(group for group in self.groups if group not in plain)]
+        group = next(group for group, members in self.groups.items() if name in members)
+        return figures.wrap_color(order.index(group) + (VANILLA if plain else EAST))
 
     def places(self) -> dict[str, str]:
         """Where weights were computed: name for readers -> directory. Round 0 is shared by all arms."""
@@ -72,12 +84,13 @@ class Findings:
         return {name: place for name, place in found.items() if self.run.exists(place, "weights", "weights.json")}
 
     def columns(self, place: str) -> dict[str, str]:
-        """Weight column -> the arms that train with it, of those that share this place; plain ones last."""
+        """Weight column -> its name for readers, of the arms that share this place; plain weights last."""
         arms = [arm for arm in self.config.arms if place == "round-00" or place.endswith(f"/arms/{arm.name}")]
-        columns: dict[str, list[str]] = {}
+        users: dict[WeightMapping, list[str]] = {}
         for arm in sorted(arms, key=lambda arm: self.vanilla.get(arm.name) == arm.name):
-            columns.setdefault(weight_mapping(self.config, arm).column, []).append(arm.name)
-        return {column: ", ".join(names) for column, names in columns.items()}
+            group = next(group for group, members in self.groups.items() if arm.name in members)
+            users.setdefault(weight_mapping(self.config, arm), []).append(group)
+        return {mapping.column: _name(mapping, list(dict.fromkeys(names))) for mapping, names in users.items()}
 
 
 def gather(run: RunDirectory, config: Config) -> Findings:
@@ -94,12 +107,22 @@ def gather(run: RunDirectory, config: Config) -> Findings:
         comparisons=tuple(compare(run, config, compared)),
         held_out=tuple(compare(run, config, held_out)),
         vanilla=vanilla_arms(config),
+        groups=seed_groups(config),
     )
 
 
 def weight_mapping(config: Config, arm: Arm) -> WeightMapping:
     w = config.for_arm(arm).weighting
     return WeightMapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
+
+
+def _name(mapping: WeightMapping, arms: list[str]) -> str:
+    """The arms that train with a mapping, or the mapping itself where they are many."""
+    if len(arms) <= 2:
+        return ", ".join(arms)
+    if mapping.mapping == "power" and mapping.exponent == 0:
+        return "equal weights"
+    return mapping.column.removeprefix("weight_").replace("_", " ")
 
 
 def bar_of(f: Findings, row: Comparison) -> Bar:

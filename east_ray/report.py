@@ -23,7 +23,7 @@ from east_ray.config import from_dict
 from east_ray.findings import Chapter, Findings, figure5_name, gather
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
-from east_ray.verdict import describe, label, points, probability
+from east_ray.verdict import describe, points, probability, seeds
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def write_report(run: RunDirectory) -> str:
     config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
     findings = gather(run, config)
     found = [make(findings) for make in (
-        chapters.result, chapters.exponents, chapters.rounds, chapters.uncertainty, workings.weights,
+        chapters.result, chapters.table_1, chapters.exponents, chapters.rounds, chapters.uncertainty, workings.weights,
         workings.training, workings.details, _questions, workings.cost, _provenance,
     )]  # fmt: skip
     shown = [chapter for chapter in found if chapter is not None]
@@ -92,14 +92,18 @@ def _section(chapter: Chapter) -> dict[str, Any]:
         "title": chapter.title,
         "text": chapter.text,
         "tables": chapter.tables,
-        "figures": [_figure(figure, i) for i, figure in enumerate(chapter.figures)],
+        "figures": [_figure(figure, is_main(figure, chapter)) for figure in chapter.figures],
     }
 
 
-def _figure(figure: figures.Figure, position: int) -> dict[str, Any]:
-    """A chapter's main figure goes across the page, the others stand two in a row."""
+def is_main(figure: figures.Figure, chapter: Chapter) -> bool:
+    """A chapter's main figure goes across the page; others stand two in a row."""
+    is_large = isinstance(figure, figures.Forest) or figure.name.startswith("figure")
+    return len(chapter.figures) == 1 or (is_large and figure is chapter.figures[0])
+
+
+def _figure(figure: figures.Figure, full: bool) -> dict[str, Any]:
     rows = figure.rows()
-    full = position == 0 and (isinstance(figure, figures.Forest) or figure.name.startswith("figure"))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {
         "figure": figure,
@@ -151,7 +155,7 @@ def _rows(f: Findings) -> list[dict[str, Any]]:
     """The headline table's rows; a cell is (large, small) or None."""
     return [
         {
-            "name": label(row),
+            "name": row.name,
             "color": f.color(row.members[0]),
             "cells": [
                 (f"{100 * row.accuracy:.1f}%", f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"),
@@ -175,6 +179,7 @@ def _note(f: Findings) -> str:
         f"{f.config.evaluation.confidence:.0%} intervals: Wilson for accuracies, paired bootstrap over questions for differences, "
         f"in points. p: exact paired test"
         + (f", corrected for {corrected} comparisons by Holm's method." if corrected > 1 else ".")
+        + f" Accuracies: greedy{seeds(f.comparisons)}."
         + " A difference to vanilla is to the arm with the same loss, settings and samples but all weights 1."
     )
 

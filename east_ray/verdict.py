@@ -37,17 +37,17 @@ def render_table(run: RunDirectory) -> Group | None:
         return None
     confidence = config.evaluation.confidence
     table = Table(
-        title=f"Accuracy on {rows[0].num_questions:,} test questions, {confidence:.0%} intervals, differences in points",
+        title=f"Accuracy on {rows[0].num_questions:,} test questions{seeds(rows)}; {confidence:.0%} intervals, differences in points",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")
     for name in ("accuracy", "to default", "to vanilla"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         accuracy = f"{100 * row.accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        table.add_row(label(row), accuracy, _cell(row.to_default), _cell(row.to_vanilla))
+        table.add_row(row.name, accuracy, _cell(row.to_default), _cell(row.to_vanilla))
     verdict = describe(rows, confidence)
     return Group(table, Text("\n".join([f"{verdict.headline}.", *verdict.sentences])))
 
@@ -77,9 +77,10 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Verdict:
     return Verdict(headline, tuple(sentences))
 
 
-def label(row: Comparison) -> str:
-    """Its name, with the number of seeds when there are several."""
-    return row.name if len(row.members) == 1 else f"{row.name} ({len(row.members)} seeds)"
+def seeds(rows: Sequence[Comparison]) -> str:
+    """`, mean of 3 seeds` where arms were trained so many times."""
+    most = max((len(row.members) for row in rows), default=1)
+    return f", mean of {most} seeds" if most > 1 else ""
 
 
 def points(difference: float) -> str:
@@ -135,7 +136,7 @@ def _weighting_sentence(row: Comparison, level: float) -> str:
         return f"{row.name} is {better} than {d.baseline} by {_known(d)}, p {probability(d.p_adjusted)}."
     return (
         f"{row.name} and {d.baseline} differ by {_known(d)}: these {row.num_questions:,} questions cannot tell them apart; "
-        f"{_detectable(d.detectable)}."
+        f"{_detectable(d.detectable, d.detectable)}."
     )
 
 
@@ -145,7 +146,8 @@ def _together(rows: Sequence[Comparison]) -> str:
     lowest, highest = min(d.estimate for d in differences), max(d.estimate for d in differences)
     return (
         f"{len(rows)} arms differ from plain self-training by {points(lowest)} to {points(highest)} points: these "
-        f"{rows[0].num_questions:,} questions cannot tell them apart from it; {_detectable(max(d.detectable for d in differences))}."
+        f"{rows[0].num_questions:,} questions cannot tell them apart from it; "
+        f"{_detectable(min(d.detectable for d in differences), max(d.detectable for d in differences))}."
     )
 
 
@@ -157,10 +159,15 @@ def _known(d: Difference) -> str:
     return f"{points(d.estimate)} points, interval [{points(d.low)}, {points(d.high)}]"
 
 
-def _detectable(effect: float) -> str:
-    if effect >= 1:
+def _detectable(least: float, most: float) -> str:
+    """What could have been seen, between the arm for which it was easiest and the one for which it was hardest."""
+    if least >= 1:
         return "they are too few to show any difference"
-    return f"a difference of {100 * effect:.1f} points could have been seen"
+    if most >= 1:
+        return f"a difference of {100 * least:.1f} points or more could have been seen"
+    if round(100 * least, 1) == round(100 * most, 1):
+        return f"a difference of {100 * least:.1f} points could have been seen"
+    return f"differences of {100 * least:.1f} to {100 * most:.1f} points, by arm, could have been seen"
 
 
 def _cell(d: Difference | None) -> str:

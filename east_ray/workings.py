@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from east_ray import figures
-from east_ray.figures import Figure
 from east_ray.findings import Chapter, Findings, Table, first_and_last, slug, titled
 from east_ray.runs import RunDirectory
 from east_ray.uncertainty import effective_sample_size
 
 MAX_CURVES = 8  # more lines in one figure cannot be told apart
+MAX_HISTOGRAMS = 4  # drawn over each other
 MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
 
 CURVES = (
@@ -48,8 +49,11 @@ def weights(f: Findings) -> Chapter | None:
             drawn.append(titled(flow, name, len(places) > 1))
             varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
             if varied:
-                shown = dict(list(varied.items())[:4])
+                shown = dict(list(varied.items())[:MAX_HISTOGRAMS])
                 plot = figures.weight_histogram(shown, f"weights_{slug(place)}")
+                if len(varied) > len(shown):
+                    note = f" {len(shown)} of {len(varied)} different weightings are drawn; all are in the table."
+                    plot = replace(plot, caption=plot.caption + note)
                 drawn.append(titled(plot, name, len(places) > 1))
         for arms, v in values.items():
             size = effective_sample_size(v)
@@ -121,62 +125,66 @@ def thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float
 
 def details(f: Findings) -> Chapter | None:
     """Everything metrics.json knows beyond the headline, for the models that were compared."""
-    rows = [(name, f.metrics[m]) for name, m in f.compared.items()]
-    if not rows:
+    metrics = {name: f.metrics[m] for name, m in f.compared.items()}
+    if not metrics:
         return None
-    tables = [
-        Table(
-            ("model", "accuracy", f"{f.config.evaluation.confidence:.0%} interval", "mean tokens", "truncated", "no answer", "not gradable"),
-            tuple(
-                (name, percent(m["overall"]["accuracy"]), interval(m["overall"]), f"{m['mean_tokens']:,.1f}",
-                 percent(m["truncated_share"]), percent(m["no_answer_share"]), percent(m["error_share"]))
-                for name, m in rows
-            ),
-            "Greedy decoding. Questions whose answer could not be graded count as not correct: their share is how far accuracy may be too low.",
-        )
-    ]  # fmt: skip
-    for key, title in (("by_level", "level"), ("by_subject", "subject")):
-        groups = list(dict.fromkeys(group for _, m in rows for group in m[key]))
-        if len(groups) > 1:
-            body = [
-                (
-                    group,
-                    f"{rows[0][1][key][group]['num_questions']:,}",
-                    *(percent(m[key][group]["accuracy"]) for _, m in rows),
-                )
-                for group in groups
-            ]
-            tables.append(
-                Table((title, "questions", *(name for name, _ in rows)), tuple(body), f"Accuracy by {title}.")
-            )
-    plain = [(name, m) for name, m in rows if m["math_verify_accuracy"] is not None]
+    tables = [greedy_table(f, metrics)]
+    tables += [table for title in ("level", "subject") if (table := group_table(metrics, title))]
+    plain = {name: m for name, m in metrics.items() if m["math_verify_accuracy"] is not None}
     if plain:
-        body = [
+        body = tuple(
             (
                 name,
                 percent(m["overall"]["accuracy"]),
                 percent(m["math_verify_accuracy"]),
                 f"{m['math_verify_disagreements']:,}",
             )
-            for name, m in plain
-        ]
-        tables.append(
-            Table(
-                ("model", "our grader", "plain math-verify", "questions judged differently"),
-                tuple(body),
-                "Two graders side by side.",
-            )
+            for name, m in plain.items()
         )
-    sampled = {
-        name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(name)) for name, m in rows if m["pass_at_k"]
-    }
-    drawn: tuple[Figure, ...] = ()
-    if sampled:
-        drawn = (figures.pass_at_k_curve(sampled),)
-        ks = list(rows[0][1]["maj_at_k"])
-        body = [(name, *(percent(m["maj_at_k"][k]) for k in ks)) for name, m in rows if m["maj_at_k"]]
-        tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), tuple(body)))
-    return Chapter("details", "Details", "The evaluation in detail", "", drawn, tuple(tables))
+        columns = ("two graders", "ours", "plain math-verify", "questions judged differently")
+        tables.append(Table(columns, body))
+    sampled = {name: m for name, m in metrics.items() if m["pass_at_k"]}
+    if not sampled:
+        return Chapter("details", "Details", "The evaluation in detail", tables=tuple(tables))
+    ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))
+    body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
+    tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), body))
+    curves = {name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(name)) for name, m in sampled.items()}
+    curve = figures.pass_at_k_curve(dict(list(curves.items())[:MAX_CURVES]))
+    return Chapter("details", "Details", "The evaluation in detail", "", (curve,), tuple(tables))
+
+
+def greedy_table(f: Findings, metrics: Mapping[str, dict[str, Any]]) -> Table:
+    confidence = f"{f.config.evaluation.confidence:.0%} interval"
+    return Table(
+        ("model", "accuracy", confidence, "mean tokens", "truncated", "no answer", "not gradable"),
+        tuple(
+            (
+                name,
+                percent(m["overall"]["accuracy"]),
+                interval(m["overall"]),
+                f"{m['mean_tokens']:,.1f}",
+                *(percent(m[key]) for key in ("truncated_share", "no_answer_share", "error_share")),
+            )
+            for name, m in metrics.items()
+        ),
+        "Greedy decoding. Questions whose answer could not be graded count as not correct: their share is how far accuracy "
+        "may be too low.",
+    )
+
+
+def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | None:
+    """Accuracy by level or subject; None when there are not at least two."""
+    key = f"by_{title}"
+    sizes = {group: a["num_questions"] for m in metrics.values() for group, a in m[key].items()}
+    if len(sizes) < 2:
+        return None
+    body = tuple(
+        (name, *(percent(m[key][group]["accuracy"]) if group in m[key] else "" for group in sizes))
+        for name, m in metrics.items()
+    )
+    columns = (f"accuracy by {title}", *(f"{group} ({size:,})" for group, size in sizes.items()))
+    return Table(columns, body, "In brackets: how many questions.")
 
 
 def cost(f: Findings) -> Chapter | None:
