@@ -42,8 +42,8 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
         changed = run_algorithm(run, config, start_ray, only=only, restart=restart)
         if only not in (None, "evaluate"):
             return 0
-        from east_ray.verdict import render_table
         from east_ray.report import write_report
+        from east_ray.verdict import render_table
 
         if table := render_table(run):
             console.print(table)
