@@ -75,7 +75,7 @@ def test_the_loop_leaves_every_artefact_complete_and_consistent(finished: Path) 
         assert sum(row[column] for row in examples) / len(examples) == pytest.approx(1, abs=1e-9)
         assert (finished / "round-00" / "arms" / name / "model" / "model.safetensors").exists()
         metrics = json.loads((finished / "round-00" / "arms" / name / "evaluation" / "metrics.json").read_text())
-        assert metrics["num_questions"] == 32
+        assert metrics["overall"]["num_questions"] == 32
 
 
 def test_the_report_is_one_page_that_needs_no_server(finished: Path) -> None:
