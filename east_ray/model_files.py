@@ -19,6 +19,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from east_ray import storage
 from east_ray.records import UserError
@@ -79,6 +80,7 @@ def merge_adapter(
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}
     save_file(contiguous, os.path.join(adapter_dir, "adapter_model.safetensors"), metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(adapter_dir)
+    unset_hf_deepspeed_config()  # under ZeRO-3 loading would wait for the other ranks, which are not here
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
     return peft.PeftModel.from_pretrained(whole, adapter_dir).merge_and_unload()
 

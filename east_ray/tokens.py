@@ -5,6 +5,7 @@ TRL is handed these ids and never text, so its own templates and end-of-sequence
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,15 @@ COMPLETIONS = {
 
 @dataclass(frozen=True)
 class PreparedExamples:
-    """What the driver keeps of N examples: weights, tokens their loss sums over, questions; where the rest is."""
+    """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the text.
+
+    `reference`: where DPO's reference log-probabilities are kept, for every arm with these examples and this model.
+    """
 
     weight_N: np.ndarray
     tokens_N: np.ndarray
     question_ids: list[str]
-    tokens: str
+    content: str
     reference: str | None
 
 
@@ -71,13 +75,14 @@ def prepare_examples(
     longest_N, tokens_N = lengths(tokenised, training.loss)
     check_lengths(longest_N, training.max_length)
     run.write_table(tokenised, tokens)
+    content = hashlib.sha256(repr(tokenised.to_pydict()).encode()).hexdigest()[:16]
     reference = None
     if training.precompute_reference:
         if training.loss != "dpo":
             raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
-        key = fingerprint([fingerprint_source(base), model.dtype, tokenised["question_id"].to_pylist(), longest_N])
+        key = fingerprint([fingerprint_source(base), model.dtype, content])
         reference = f"{'/'.join(examples.split('/')[:-1])}/reference/{key}.parquet"
-    return PreparedExamples(weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), tokens, reference)
+    return PreparedExamples(weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), content, reference)
 
 
 def tokenise_examples(

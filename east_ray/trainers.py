@@ -96,7 +96,7 @@ def make_trainer(
         args=arguments,
         positions=Positions(rows, plan, weight_N, training.loss),
         local_weight=training.local_weight,
-        peft_config=_lora(training.lora),
+        peft_config=lora_config(training.lora),
         callbacks=list(callbacks),
     )
 
@@ -343,7 +343,7 @@ class _ScaleGradient(torch.autograd.Function):
         return (gradient * scale).to(gradient.dtype), None
 
 
-def _lora(lora: LoraConfig | None) -> peft.LoraConfig | None:
+def lora_config(lora: LoraConfig | None) -> peft.LoraConfig | None:
     if lora is None:
         return None
     return peft.LoraConfig(

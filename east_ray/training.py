@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ import ray.exceptions
 from east_ray import console, storage
 from east_ray.batches import plan_training
 from east_ray.config import ModelConfig, TrainingConfig
+from east_ray.model_card import FACTS, write_model_card
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
 from east_ray.tokens import PreparedExamples, prepare_examples
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 0.5
 WRITE_LOG_EVERY_SECONDS = 10.0
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints all ranks have finished
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,30 @@ def train(
         seed=seed,
         board=ray.remote(num_cpus=0)(Board).remote(),  # type: ignore[attr-defined]
     )
+    _discard_damaged_state(job, title)
     news = _fit(job, f"{work}/log.jsonl", title)
+    facts = {
+        "title": title,
+        "base_model": base_model,
+        "weight_column": weight_column,
+        "training": training.identity(),
+        "seed": seed,
+        "dtype": model.dtype,
+        "examples": len(prepared.weight_N),
+        "steps": plan.num_steps,
+        "tokens": int(prepared.tokens_N[plan.row_P[~plan.padding_P]].sum()),
+        "data": prepared.content,
+        "weights": news.digest,
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "deepspeed", "ray")},
+    }
+    run.write_json(facts, output, FACTS)
+    write_model_card(run, output)
     run.delete(job.state)
     last = news.log[-1]
     summary = TrainingSummary(
         examples=len(prepared.weight_N),
         steps=plan.num_steps,
-        tokens=int(prepared.tokens_N[plan.row_P[~plan.padding_P]].sum()),
+        tokens=facts["tokens"],
         micro_batch_size=training.micro_batch_size,
         seconds=time.monotonic() - started,
         loss=last["loss"],
@@ -128,6 +148,24 @@ def train(
     )
     logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)
     return summary
+
+
+def _discard_damaged_state(job: TrainingJob, title: str) -> None:
+    """Ray overwrites its list of checkpoints in place: a driver killed in that moment leaves half of it.
+
+    Beginning anew then costs time and ends in the same weights.
+    """
+    if not job.run.exists(job.state, SNAPSHOT):
+        return
+    try:
+        snapshot = json.loads(job.run.read_bytes(job.state, SNAPSHOT))
+        names = [result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]]
+        intact = all(job.run.exists(job.state, name) for name in names)
+    except (ValueError, KeyError):
+        intact = False
+    if not intact:
+        logger.warning("%s: the checkpoints in %s are damaged; beginning anew", title, job.run.uri_of(job.state))
+        job.run.delete(job.state)
 
 
 def _fit(job: TrainingJob, log: str, title: str) -> News:
@@ -236,10 +274,5 @@ def _explained(error: BaseException, job: TrainingJob, title: str) -> BaseExcept
             f"{title}: a worker ran out of memory {job.training.max_failures + 1} times; lower training.micro_batch_size="
             f"{job.training.micro_batch_size}, set training.gradient_checkpointing=true, or raise training.zero_stage="
             f"{job.training.zero_stage} or training.workers={job.training.workers}"
-        )
-    if "checkpoint manager" in text.lower():
-        return UserError(
-            f"{title}: the checkpoints in {job.run.uri_of(job.state)} cannot be read ({text.strip().splitlines()[-1]}); "
-            "use the Ray version that wrote them, or begin this training anew with --restart-from train"
         )
     return error

@@ -46,9 +46,7 @@ def examples(loss: str, count: int, seed: int = 0) -> pa.Table:
     if loss == "sft":
         return pa.table({"question_id": ids, "prompt": prompts, "completion": right, "weight": weights})
     if loss == "dpo":
-        return pa.table(
-            {"question_id": ids, "prompt": prompts, "chosen": right, "rejected": wrong, "weight": weights}
-        )
+        return pa.table({"question_id": ids, "prompt": prompts, "chosen": right, "rejected": wrong, "weight": weights})
     return pa.table(
         {
             "question_id": ids * 2,
