@@ -25,7 +25,9 @@ DPI = 160
 def draw(figure: Figure) -> bytes:
     """The figure as PNG, about 1,150 pixels wide; its caption is printed below it."""
     one = {Plot: _plot, Forest: _forest, Flow: _flow}[type(figure)]
-    canvas = Canvas(figsize=(7.2, 4.6), dpi=DPI, facecolor="white", layout="constrained")
+    height = max(4.6, 1.8 + 0.3 * len(figure.bars)) if isinstance(figure, Forest) else 4.6
+    canvas = Canvas(figsize=(7.2, height), dpi=DPI, facecolor="white")
+    canvas.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     axes = canvas.subplots()
     axes.set_title(figure.title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=12)
     one(figure, axes)
@@ -97,6 +99,7 @@ def _forest(forest: Forest, axes: Axes) -> None:
                       textcoords="offset points", va="center", fontsize=8, color=INK)  # fmt: skip
     for _, value in forest.marks:
         axes.axvline(value, color=COLORS[0], linestyle=(0, (4, 3)), linewidth=1, zorder=0)
+    axes.margins(x=0.1)
     axes.set_yticks(range(len(forest.bars)), [bar.label for bar in forest.bars], fontsize=9)
     axes.set_ylim(len(forest.bars) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, forest.percent)))

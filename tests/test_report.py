@@ -18,10 +18,11 @@ from browser import CHROMIUM, Page, open_page
 from run_factory import make_run
 
 from east_ray import explorer
-from east_ray.config import Arm
+from east_ray.config import Arm, from_dict
 from east_ray.records import UserError
 from east_ray.report import write_report
 from east_ray.runs import RunDirectory
+from east_ray.sweep import paper_arms
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--<script>\u2028&amp;${alert(1)}"
@@ -110,6 +111,22 @@ def test_rounds_and_losses_are_compared_after_the_rounds_that_all_arms_have(tmp_
     assert names == ["round 1", "round 2, vanilla", "round 2, east"]
     used = {c["use"] for q in data_of(run)["sources"][0]["questions"] for c in q["completions"]}
     assert used == {"positive", "negative", None}, "DPO's pair is marked"
+
+
+def test_a_reproduction_puts_the_paper_s_table_beside_its_own(tmp_path: Path) -> None:
+    base = {"model": {"path": "meta-llama/Llama-3.2-1B-Instruct"}, "questions": {"train": "gsm8k.jsonl"}}
+    few = {"losses": ["sft"], "exponents": [2.0], "ablation_exponents": [1.0], "rounds": 1, "seeds": [0, 1]}
+    arms = paper_arms(from_dict(base | {"reproduce": few}, "test")).arms
+    run = make_run(tmp_path, arms=list(arms), num_train=32, num_test=60)
+    write_report(run)
+    assert "table1" in chapters_of(run)
+    assert "of another model and data set" in page_of(run), "the tiny model is not the paper's"
+    run.write_json(run.read_json("config.json") | base, "config.json")
+    write_report(run)
+    page = page_of(run)
+    assert "of another model and data set" not in page
+    assert re.search(r"sft-east</th>.*?51\.8%</td><td class=\"n\">\+1\.7<", page, re.S)
+    assert "mean of 2 seeds" in page
 
 
 def test_a_run_with_a_base_evaluation_alone_has_a_report(tmp_path: Path) -> None:
