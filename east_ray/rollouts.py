@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 
 from east_ray import shards
 from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.engine import OpenEngine
 from east_ray.records import UserError
 from east_ray.rollout_actors import GradingWorker, Plan, RolloutJob, Sampler
 from east_ray.rollout_progress import Tally, live_line
 from east_ray.runs import RunDirectory, fingerprint
-from east_ray.sampling import OpenEngine, open_engine
+from east_ray.sampling import open_engine
 
 if TYPE_CHECKING:
     import ray.data
@@ -233,7 +234,9 @@ def _pipeline(plan: Plan, rows: Sequence[Mapping[str, Any]], open_engine: OpenEn
     engine_cpus = min_engines * sampling.cpus_per_engine
     with DataContext.current(context):
         # One row per block: a block is what one task works on.
-        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
+        dataset = ray.data.from_items(
+            [{**row, "failed": 0, "fatal": ""} for row in rows], override_num_blocks=len(rows)
+        )
         if sampled:
             concurrency = _shards_in_flight(sampling, len(sampled), max_engines)
             dataset = dataset.map(

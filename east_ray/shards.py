@@ -119,7 +119,8 @@ def unfinished(
                 f"{run.uri_of(samples, shard_name(index))} holds {had} samples per question, but "
                 f"sampling.num_samples={num_samples}; set it to {had} or choose another run.dir"
             )
-        if sampled is None or had != num_samples or (retry_failed and sampled["failed"]):
+        too_few = num_samples is not None and had != num_samples
+        if sampled is None or too_few or (retry_failed and sampled["failed"]):
             shards.append(Shard(index, samples=True))
         elif graded is None or graded["digest"] != sampled["digest"]:
             shards.append(Shard(index, samples=False))
