@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -10,10 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -64,6 +67,7 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
         token = directory / "auth_token"
         token.write_text(secrets.token_hex(32))
         environment = os.environ | ENVIRONMENT
+        environment["PATH"] = f"{BIN}:{environment['PATH']}"  # as in an activated environment: jobs call `python`
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(directory)}
         environment.pop("RAY_ADDRESS", None)
         options = {
@@ -95,6 +99,62 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
             end(head)
 
 
+class Nodes:
+    """A Ray cluster of several nodes; `remove` kills one as a lost machine would, `add` brings another of its kind."""
+
+    def __init__(self, keeper: subprocess.Popen[str], environment: dict[str, str]) -> None:
+        self._keeper = keeper
+        self._one_at_a_time = threading.Lock()
+        self.environment = environment | {"RAY_ADDRESS": self._answer()}
+
+    def remove(self, name: str) -> None:
+        self._ask("remove", name)
+
+    def add(self, name: str) -> None:
+        """`name` is a kind, or KIND@LABEL for one more of it."""
+        self._ask("add", name)
+
+    def actors(self) -> list[tuple[str, str]]:
+        """(class, name of its node) of every actor that was ever started."""
+        return [(kind, node) for kind, node in self._ask("actors")]
+
+    def _ask(self, *words: str) -> Any:
+        assert self._keeper.stdin is not None
+        with self._one_at_a_time:
+            self._keeper.stdin.write(" ".join(words) + "\n")
+            self._keeper.stdin.flush()
+            return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._keeper.stdout is not None
+        answer = self._keeper.stdout.readline()
+        assert answer, "the cluster's process ended"
+        return json.loads(answer)
+
+
+@contextmanager
+def ray_nodes(nodes: Mapping[str, Mapping[str, object]]) -> Iterator[Nodes]:
+    """A head that runs no work and the given nodes: name -> {num_cpus, num_gpus, labels}."""
+    with short_directory() as directory:
+        environment = os.environ | ENVIRONMENT | {"RAY_TMPDIR": str(directory)}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, str(ROOT / "tests" / "node_keeper.py"), json.dumps(nodes)]
+        with (directory / "keeper.log").open("w") as log:
+            keeper = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            yield Nodes(keeper, environment)
+        finally:
+            end(keeper)
+
+
 def wait_for_job_server(address: str, environment: dict[str, str], head: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(60):
         listing = subprocess.run(
@@ -106,11 +166,11 @@ def wait_for_job_server(address: str, environment: dict[str, str], head: subproc
     raise AssertionError(f"no job server after 60 tries: {log.read_text()}")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """End a process that leads a session of its own, with everything it started."""
-    process.terminate()  # `ray start --block` ends its children on SIGTERM
-    try:
+    process.terminate()  # both `ray start --block` and a Cluster's process end their children on SIGTERM
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
