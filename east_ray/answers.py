@@ -61,11 +61,14 @@ def _first_turn(text: str) -> str:
     return text[: turn.start()] if turn else text
 
 
+_TAG_END = re.compile("</answer", re.IGNORECASE)
+
+
 def _tagged(text: str) -> str | None:
     """Content of the last non-empty <answer>; one that is never closed runs to the end."""
     end = len(text)
     while (start := text.rfind("<answer>", 0, end)) >= 0:
-        content = text[start + len("<answer>") : end].split("</answer", 1)[0]
+        content = _TAG_END.split(text[start + len("<answer>") : end], maxsplit=1)[0]
         if content.strip():
             return content
         end = start

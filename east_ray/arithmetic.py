@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import mpmath
 
@@ -27,8 +27,9 @@ _CONTEXT = mpmath.MPContext()  # our own: the precision of mpmath.mp belongs to 
 _CONTEXT.dps = 40
 _NEGLIGIBLE = _CONTEXT.mpf(10) ** -28
 
-# None in a tuple: not real at the last point. Roots and logarithms of variables are taken to be of positive ones.
-Value = Fraction | Any | tuple[Any, ...]
+# Fraction | mpf | mpc | tuple[mpf | mpc | None, ...]; mpmath has no types. None: not real at the last point, for roots and
+# logarithms of variables are taken to be of positive ones.
+Value: TypeAlias = Any
 
 
 class Unreadable(ValueError):

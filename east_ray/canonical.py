@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from east_ray.arithmetic import Unreadable, Value, fingerprint, is_rounded, scale_free, subtract
+from east_ray.arithmetic import Unreadable, Value, divide, fingerprint, is_rounded, scale_free, subtract
 from east_ray.expressions import evaluate
 from east_ray.notation import words_in
 
@@ -88,7 +88,7 @@ def _read(text: str) -> Meaning:
     text = text.strip()
     if _INTEGER.fullmatch(text):
         return _leaf(Fraction(int(text)), text)
-    for reader in (_numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus):
+    for reader in (_numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage):
         if meaning := reader(text):
             return meaning
     return _leaf(evaluate(text), text)
@@ -238,16 +238,21 @@ def _union(text: str) -> Meaning | None:
     return _compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
 
 
+_EMPTY = Meaning("{}")
 _CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
 
 
 def _bracketed(text: str) -> Meaning | None:
     """Tuples, points and intervals keep their order; with three or more elements the kind of bracket says nothing."""
+    if text == "\\emptyset":
+        return _EMPTY
     opening = text[:2] if text.startswith("\\{") else text[:1]
     closing = text[-2:] if text.endswith("\\}") else text[-1:]
     if closing not in _CLOSERS.get(opening, ()):
         return None
     inside = text[len(opening) : -len(closing)]
+    if opening == "\\{" and not inside.strip():
+        return _EMPTY
     try:
         parts, signs = _split(inside, "[,;]")
     except Unreadable:
@@ -283,6 +288,14 @@ def _plus_minus(text: str) -> Meaning | None:
     upper = text.replace("\\pm", "+").replace("\\mp", "-")
     lower = text.replace("\\pm", "-").replace("\\mp", "+")
     return _set([_read(upper), _read(lower)])
+
+
+def _percentage(text: str) -> Meaning | None:
+    """27% is the answer 27, as datasets write it, and may be recognised as 0.27."""
+    if not text.endswith("%"):
+        return None
+    value = evaluate(text[:-1])
+    return replace(_leaf(value, text[:-1]), also=frozenset({fingerprint(divide(value, Fraction(100)))}))
 
 
 def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:

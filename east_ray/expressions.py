@@ -37,6 +37,7 @@ _NUMBER = re.compile(r"([0-9]*)(?:(\.)([0-9]*)(?:\\(?:overline|bar|dot) ?\{? ?([
 _MIXED = re.compile(
     r" ?\\frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))| ([0-9]+) ?/ ?([0-9]+)(?![0-9.])"
 )
+_SCIENTIFIC = re.compile(r"[eE]([-+]?[0-9]{1,6})(?![0-9.])")
 _DEGREE = re.compile(r" ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
 _SUBSCRIPT = re.compile(r" ?_ ?(?:\{([^{}]*)\}|([A-Za-z0-9]|\\[A-Za-z]+))")
 _BEFORE_NUMERAL = re.compile(r"(?:[)}\]]|\^ ?[0-9]+ ) *$")
@@ -173,19 +174,22 @@ class _Reader:
         raise Unreadable(f"what is {self.rest()!r}?")
 
     def number(self) -> Value:
-        """Digits, a decimal, a repeating decimal (0.1\\overline{6}), a mixed number (2\\frac{1}{3}, 2 1/3)."""
+        """Digits, a decimal, a repeating decimal (0.1\\overline{6}), 1.5e3, a mixed number (2\\frac{1}{3})."""
         match = _NUMBER.match(self._text, self._at)
         assert match is not None
         whole, point, decimals, repeat = (group or "" for group in match.groups())
         if not (whole or decimals or repeat):
             raise Unreadable("a point is no number")
         self._at = match.end()
-        value = Fraction(int(whole + decimals or "0"), 10 ** len(decimals))
+        value: Value = Fraction(int(whole + decimals or "0"), 10 ** len(decimals))
         if repeat:
-            value += Fraction(int(repeat), (10 ** len(repeat) - 1) * 10 ** len(decimals))
+            value = value + Fraction(int(repeat), (10 ** len(repeat) - 1) * 10 ** len(decimals))
+        elif scientific := _SCIENTIFIC.match(self._text, self._at):
+            self._at = scientific.end()
+            value = ar.multiply(value, ar.power(Fraction(10), Fraction(scientific[1])))
         elif not point and (mixed := _MIXED.match(self._text, self._at)):
             self._at = mixed.end()
-            value += Fraction(*(int(digits) for digits in mixed.groups() if digits))
+            value = value + Fraction(*(int(digits) for digits in mixed.groups() if digits))
         return value
 
     def _command(self, token: str) -> str | None:

@@ -12,7 +12,7 @@ _SCRIPTS = {
     "^": ("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")),
     "_": ("₀₁₂₃₄₅₆₇₈₉", str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")),
 }
-_SYMBOLS = r"""× \times · \cdot ⋅ \cdot ± \pm π \pi θ \theta √ sqrt ∞ \infty ∪ \cup ∈ \in ≤ \le ≥ \ge ≠ \ne ≈ \approx ° ^\circ
+_SYMBOLS = r"""× \times · \cdot ⋅ \cdot ± \pm π \pi θ \theta √ sqrt ∞ \infty ∪ \cup ∈ \in ≤ \le ≥ \ge ≠ \ne ≈ \approx ° ^\circ ∅ \emptyset
     ½ \frac{1}{2} ⅓ \frac{1}{3} ⅔ \frac{2}{3} ¼ \frac{1}{4} ¾ \frac{3}{4}""".split()  # noqa: SIM905
 _CHARACTERS = str.maketrans(
     {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms
@@ -52,6 +52,7 @@ _RULES = tuple(
         (r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![A-Za-z])", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),
         (r"\\[dtc]frac", r"\\frac"),
+        (r"\\varnothing", r"\\emptyset"),
         (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
@@ -71,14 +72,15 @@ _RULES = tuple(
         (r"^(-?)([0-9]+)/([0-9]+) (?=[A-Za-z\\])", r"\1\\frac{\2}{\3}"),
         (r"(?<![A-Za-z\\])sqrt ?(?:([0-9]+|[A-Za-z](?![A-Za-z]))|\(([^()]*)\)|\{([^{}]*)\})", r"\\sqrt{\1\2\3}"),
         (r"(?<=[0-9]) ?([aApP])\.?[mM]\.?(?![A-Za-z])", r" \1m"),
-        (r"\\?%|\\h?phantom\{[^{}]*\}|\\phantom(?![A-Za-z])", ""),
+        (r"\\%|(?<=[0-9}]) ?(?:[Pp]ercent(?:age)?|[Pp]ct)(?![A-Za-z])", "%"),
+        (r"\\h?phantom\{[^{}]*\}|\\phantom(?![A-Za-z])", ""),
         (r" +", " "),
-        (r" ?([-+*/^=(){}\[\]<>|,;&!]) ?", r"\1"),
+        (r" ?([-+*/^=(){}\[\]<>|,;&!%]) ?", r"\1"),
         (r"^[ .:=]*[ :=]|[ .,;:=*>]+$|\\+$", ""),
         (r"^\{([^{}]*)\}$", r"\1"),
     )
 )
-_DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")  # an escaped escape; between rows of a matrix it is meant
+_DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z()\[\]])")  # an escaped escape; between rows of a matrix it is meant
 _STRAY_END = re.compile(r"\\end\{[A-Za-z]+\}")
 _DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])|\{o\}|o(?![A-Za-z]))|\\degrees?(?![A-Za-z])")
 _TRIGONOMETRY = re.compile(r"sin|cos|tan|sec|csc|cot")
@@ -104,12 +106,12 @@ def _balanced(text: str) -> str:
 
 
 _LETTER = r"[^\W\d_]"
-_UNIT = re.compile(rf"^(.*[0-9)}}]|.*\\pi)\.?( ?)({_LETTER}(?:{_LETTER}|[ ./-])*){_POWER}\.?$", re.DOTALL)
+_UNIT = re.compile(rf"^(.*[0-9)}}%]|.*\\pi)\.?( ?)({_LETTER}(?:{_LETTER}|[ ./-])*){_POWER}\.?$", re.DOTALL)
 _NO_UNIT = re.compile(  # words that change the number, or join it to another
-    r"(?:and|or|base|mod|to|if|for|when|where|with|dozen|hundred|thousand|million|billion|trillion|[ap]m)(?![a-z])"
+    r"(?<![A-Za-z])(?:and|or|base|mod|to|if|for|when|where|with|dozen|hundred|thousand|million|billion|trillion|[ap]m)(?![a-z])"
     r"|sqrt|pi(?![a-z])"
 )
-_SHORT_UNITS = frozenset("sq cm mm km kg ft in lb oz mi yd hr ml mL of per a".split())  # noqa: SIM905
+_SHORT_UNITS = frozenset("sq cm mm km kg ft in lb oz mi yd hr ml mL".split())  # noqa: SIM905
 
 
 def _without_unit(text: str) -> str:
@@ -117,25 +119,23 @@ def _without_unit(text: str) -> str:
     match = _UNIT.match(text)
     if match is None or _NO_UNIT.search(match[3]):
         return text
-    shortest = 3 if match[2] else 4
-    words = re.split(r"[ ./-]+", match[3].strip(" ./-"))
-    return (
-        match[1] if all(len(word) >= shortest or not word.isascii() or word in _SHORT_UNITS for word in words) else text
-    )
+    word = re.split(r"[ ./-]", match[3], maxsplit=1)[0]
+    shortest = 3 if match[2] or match[1].endswith("%") else 4
+    return match[1] if len(word) >= shortest or not word.isascii() or word in _SHORT_UNITS else text
 
 
-_WORD = re.compile(rf"(?<![\\A-Za-z]){_LETTER}{{3,}}")
+_WORD = re.compile(rf"(?<![\\A-Za-z])(?:{_LETTER}{{3,}}|[ap]m(?![A-Za-z]))")
 _NO_WORDS = frozenset("and base sqrt sin cos tan sec csc cot log exp".split())  # noqa: SIM905
 
 
 def words_in(text: str) -> list[str]:
-    """Words of prose: three letters or more, neither commands nor functions; none in a matrix."""
+    """Words of prose: three letters or more (or am, pm), neither commands nor functions; none in a matrix."""
     return [] if "\\begin{" in text else [word for word in _WORD.findall(text) if word not in _NO_WORDS]
 
 
 _BOUNDARY = re.compile(rf"(?<![\\A-Za-z]){_LETTER}{{2,}}|[=:]")
 _NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:/[0-9]+)?")
-_JOINING = frozenset("and or to of than not no minus plus times by from between over base mod".split())  # noqa: SIM905
+_JOINING = frozenset("and or of than not no minus plus times by from between over base mod".split())  # noqa: SIM905
 _COMMENT = re.compile(r"(.*?[0-9)}]) ?[.;] [A-Z][a-z]+ .*", re.DOTALL)
 _CONCLUDING = frozenset("= : is are was be equals get gives have has".split())  # noqa: SIM905
 
@@ -150,9 +150,9 @@ def _conclusion(text: str) -> str:
     if (match := _COMMENT.fullmatch(text)) and not words_in(match[1]):
         return match[1]
     *_, boundary = _BOUNDARY.finditer(text)
-    joining = boundary.group() in _JOINING and not text[: boundary.start()].endswith("equal ")
+    a_range = boundary.group() == "to" and text[: boundary.start()].rstrip()[-1:].isdigit()
     listing = not text[0].isalpha() and boundary.group() not in _CONCLUDING
-    if listing or joining:
+    if listing or a_range or boundary.group() in _JOINING:
         return text
     ending = text[boundary.end() :].strip(" ,.")
     if any(map(str.isdigit, ending)):
