@@ -264,7 +264,9 @@ class TrainingConfig(Section):
     checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
     max_failures: int = Field(3, ge=0, description="Times a died worker group is restarted from its last checkpoint.")
     labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a worker must be placed on.")
-    report_to: tuple[str, ...] = Field((), description='Trackers: "tensorboard", "wandb", "mlflow".')
+    report_to: tuple[str, ...] = Field(
+        (), description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".'
+    )
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {"cpus_per_worker", "checkpoint_steps", "max_failures", "labels", "report_to"}

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.base_trainer import _BaseTrainer
@@ -57,6 +58,8 @@ def make_trainer(
     """
     trainer_class, config_class = TRAINERS[training.loss]
     settings: dict[str, Any] = {} if training.loss == "sft" else {"beta": training.beta}
+    # Read by transformers' TensorBoard callback. Not inside output_dir, which does not outlive the training.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = os.path.join(os.path.dirname(output_dir), "tensorboard")
     if training.loss == "dpo":
         settings["precompute_ref_log_probs"] = training.precompute_reference
     arguments = config_class(
@@ -84,7 +87,7 @@ def make_trainer(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=training.checkpoint_steps,
-        report_to=list(training.report_to) or "none",
+        report_to=trackers(training.report_to),
         disable_tqdm=True,
         dataloader_pin_memory=training.use_gpu,
         model_init_kwargs={"dtype": dtype, "trust_remote_code": trust_remote_code},
@@ -99,6 +102,11 @@ def make_trainer(
         peft_config=lora_config(training.lora),
         callbacks=list(callbacks),
     )
+
+
+def trackers(report_to: Sequence[str]) -> list[str]:
+    """The trackers to log to: those named, else TensorBoard where it is installed; "none" names none."""
+    return list(report_to) or (["tensorboard"] if is_tensorboard_available() else ["none"])
 
 
 class Positions(Dataset):
