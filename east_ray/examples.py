@@ -68,7 +68,7 @@ def select(
     """Write `output`/{loss}.parquet for each loss. `questions` is a Parquet file, the rest are directories of the run.
 
     The last of `earlier` is the examples directory of the round before, whose rows (which hold its predecessors') come
-    first. UserError when the directories do not belong together, or when a loss is left without any row.
+    first. UserError when there are no weights yet, or when a loss is left without any row.
     """
     shards = run.list(weights, suffix=".parquet")
     if not shards:
@@ -148,15 +148,12 @@ def _select_shard(
     (shard,) = batch["shard"].to_pylist()
     wanted = (["question_id", "completions", "completion_tokens"], GRADE_COLUMNS, ["question_id", "reason", *columns])
     read = [run.read_table(d, shard, columns=names) for d, names in zip(directories, wanted, strict=True)]
-    if not all(table["question_id"].equals(read[0]["question_id"]) for table in read):
-        raise UserError(
-            f"{shard} holds different questions in {', '.join(directories)}; run again with --restart-from verify"
-        )
+    same = all(table["question_id"].equals(read[0]["question_id"]) for table in read)
+    assert same, f"{shard} holds different questions in {', '.join(directories)}"
     kept = pc.is_null(read[2]["reason"])
     samples, grades, weights = (table.filter(kept) for table in read)
     positions = pc.index_in(samples["question_id"], value_set=prompts["question_id"])
-    if positions.null_count:
-        raise UserError(f"{directories[0]}/{shard} holds questions that the run's questions lack; sample them again")
+    assert not positions.null_count, f"{directories[0]}/{shard} holds questions that the run's questions lack"
     prompt_of = prompts["prompt"].take(positions).to_pylist()
 
     rows: list[dict[str, Any]] = []
