@@ -16,6 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -162,7 +163,8 @@ def delete_directory(uri: str) -> None:
     """Delete a directory and all in it; nothing happens when it does not exist."""
     if exists(uri):
         filesystem, path = open_filesystem(uri)
-        filesystem.delete_dir(path)
+        with suppress(FileNotFoundError):  # gs:// deletes the content, then misses the directory's own, optional object
+            filesystem.delete_dir(path)
 
 
 @explain_errors
