@@ -93,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     with_config("sweep", "train and compare many arms on one set of samples", _sweep)
     with_config("reproduce", "a whole column of the paper's tables and figures", _reproduce)
     with_config("config", "print the resolved configuration", _config)
-    with_config("plan", "estimate tokens, memory, time and price before spending them", _plan)
+    planned = with_config("plan", "estimate tokens, memory, time and price before spending them", _plan)
+    planned.add_argument(
+        "--pool", action="append", default=[], metavar="COUNTxDEVICE", help="e.g. 8xH100 (prices.toml); may be repeated"
+    )
     doctor = command("doctor", "find out what is wrong with this machine or config", _doctor)
     doctor.add_argument("config", nargs="?", help="TOML file")
     doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
@@ -144,7 +147,7 @@ def _config(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     from east_ray.plan import plan
 
-    print(plan(_load(arguments)).render())  # noqa: T201
+    print(plan(_load(arguments), arguments.pool).render())  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
