@@ -89,15 +89,19 @@ def _boxed(text: str) -> Extraction | None:
         token = match.group()
         if token == "}":
             opened = open_braces.pop() if open_braces else None
-            is_box = opened is not None and text[opened.end() : match.start()].strip()
-            if opened and is_box and (box is None or opened.start() > box[0]):
-                box = opened.start(), text[opened.end() : match.start()].strip()
+            if opened and (box is None or opened.start() > box[0]) and not _is_blank(text, opened.end(), match.start()):
+                box = opened.start(), opened.end(), match.start()
         elif token.endswith("{") and not token.startswith("\\{"):
             open_braces.append(match if len(token) > 1 else None)
     if box is not None:
-        return Extraction(box[1], "boxed")
+        return Extraction(text[box[1] : box[2]].strip(), "boxed")
     bare = _BARE_BOX.findall(text)
     return Extraction(bare[-1], "boxed") if bare else None
+
+
+def _is_blank(text: str, start: int, end: int) -> bool:
+    """Are there only spaces? Longer stretches of them are no answer either way, so few are looked at."""
+    return text[start : min(end, start + MAX_ANSWER_CHARS)].isspace() or start == end
 
 
 def _hashes(text: str) -> Extraction | None:

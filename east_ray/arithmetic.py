@@ -59,6 +59,7 @@ def settle(value: Value) -> Value:
     if not isinstance(value, tuple):
         return _simplest(value)
     first, *others = (None if number is None else _CONTEXT.convert(number) for number in value)
+    assert first is not None  # only the last point may be undefined
     size = _NEGLIGIBLE * (1 + abs(first))
     if all(number is None or abs(first - number) <= size for number in others):
         return _simplest(first)
@@ -87,7 +88,7 @@ def _digits(number: Any) -> str:
     if isinstance(number, _CONTEXT.mpc):
         size = _NEGLIGIBLE * abs(number)
         return " i ".join(_digits(_CONTEXT.zero if abs(part) <= size else part) for part in (number.real, number.imag))
-    return str(number) if isinstance(number, Fraction) else _CONTEXT.nstr(number, KEY_DIGITS)
+    return str(number if isinstance(number, Fraction) else _CONTEXT.nstr(number, KEY_DIGITS))
 
 
 def is_real(value: Value) -> bool:

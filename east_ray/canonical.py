@@ -139,6 +139,8 @@ _ASSIGNED = re.compile(r" ?([A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?)=")
 def _list(text: str) -> Meaning | None:
     """Several answers, in any order; assignments to different names (x=1, y=2) stay with their names."""
     parts = [part for part in _split(text, _SEPARATOR)[0] if part.strip()]
+    if not parts:
+        raise Unreadable("nothing but commas")
     if len(parts) == 1:
         return None if parts[0] == text else _read(parts[0])
     meanings = [_read(part) for part in parts]

@@ -45,9 +45,11 @@ _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (
-            r"</?[A-Za-z]+(?: [^<>]*|/)?>|\[/?[A-Za-z]{3,}\]|\\therefore(?![A-Za-z])|\*\*|`|\"|\\\$|\$|\\textdollar(?![A-Za-z])|(?<!\\)\\[()\[\]]",
+            r"</?[A-Za-z]+(?: [^<>]*|/)?>|\[/?[A-Za-z]{3,}\]|\\therefore(?![A-Za-z])|`|\"|\\\$|\$|\\textdollar(?![A-Za-z])|(?<!\\)\\[()\[\]]",
             "",
         ),
+        (r"(?<![0-9A-Za-z)}])\*\*|\*\*(?![0-9A-Za-z({\\-])", ""),  # bold; else a power
+        (r"\*\*", "^"),
         (r",\\!\s*(?=[0-9])|(?<=[0-9])(?:\{,\}|\\,)(?=[0-9]{3}(?![0-9]))|\\!", ""),
         (r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![A-Za-z])", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,11 @@ class Sandbox:
         request = json.dumps(list(items)).encode() + b"\n"
         with self._lock:
             for _ in range(MAX_RESTARTS):
-                reply = self._exchange(request)
+                try:
+                    reply = self._exchange(request)
+                except BaseException:  # Ctrl-C: a reply that is still to come would be taken for the next one's
+                    self._stop()
+                    raise
                 if reply:
                     return json.loads(reply)
                 logger.warning("the sandbox's supervisor died; starting another and sending its items again")
@@ -110,102 +114,104 @@ def supervise(function: str, deadline_seconds: str, memory_bytes: str) -> None:
     """Main loop of the supervisor process: one request line in, one reply line out, until the owner closes the pipe."""
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         module, name = function.split(":")
-        pool = _Worker(getattr(importlib.import_module(module), name), float(deadline_seconds), int(memory_bytes))
+        worker = _Worker(getattr(importlib.import_module(module), name), float(deadline_seconds), int(memory_bytes))
         gc.freeze()  # keeps imported objects out of the workers' collections, and so their memory pages shared
         for request in sys.stdin.buffer:
-            reply = pool.run(json.loads(request))
+            reply = worker.run(json.loads(request))
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
             sys.stdout.buffer.flush()
 
 
 class _Worker:
-    """The supervisor's side of one forked worker, replaced whenever it breaks a limit."""
+    """The supervisor's side of one forked worker, which is replaced whenever it breaks a limit."""
 
     def __init__(self, function: Callable[..., Any], deadline_seconds: float, memory_bytes: int) -> None:
         self._function, self._deadline_seconds, self._memory_bytes = function, deadline_seconds, memory_bytes
         self._pid: int | None = None
-        self._requests: IO[bytes] | None = None
-        self._replies: IO[bytes] | None = None
+        self._request_fd = self._reply_fd = -1
+        self._received = b""
 
-    def run(self, items: list[list[Any]]) -> list[Any]:
+    def run(self, items: list[Any]) -> list[Any]:
+        """One result per item, None where the worker had to be replaced. A worker gets all that is left at once."""
+        if self._pid is not None:
+            self._send(items)
         results: list[Any] = []
-        crashed_at = -1
         while len(results) < len(items):
-            if self._pid is None:
-                self._fork()
-            assert self._requests is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._requests.write(json.dumps(items[len(results) :]).encode() + b"\n")
-                self._requests.flush()
-            while len(results) < len(items):
-                line = self._next_line()
-                if line is not None and line.endswith(b"\n"):
-                    results.append(json.loads(line))
-                    if results[-1] is not None:
-                        continue
-                elif line is None or crashed_at == len(results):
-                    results.append(None)  # ran past the deadline, or crashed twice
-                else:
-                    crashed_at = len(results)  # killed from outside, perhaps: one more try
-                self._kill()
-                break
+            results.append(self._next_result(items[len(results) :]))
         return results
 
-    def _next_line(self) -> bytes | None:
-        """One result line; empty when the worker died, None at the deadline. Ends this process with its owner."""
-        assert self._replies is not None
-        waiting = time.monotonic() + self._deadline_seconds
-        while (left := waiting - time.monotonic()) > 0:
-            ready, _, _ = select.select([self._replies, sys.stdin.buffer], [], [], left)
-            if self._replies in ready:
-                return self._replies.readline()
-            if sys.stdin.buffer in ready:  # the owner waits for us, so this can only be the end of its pipe
-                self._kill()
-                os._exit(0)
+    def _next_result(self, remaining: list[Any]) -> Any:
+        """The result of the first remaining item, or None at the deadline, the memory limit, or its second crash."""
+        deadline = time.monotonic() + self._deadline_seconds
+        for _ in range(2):  # the first crash may be a kill from outside: one more try, in the time that is left
+            if self._pid is None:
+                self._fork()
+                self._send(remaining)
+            line = self._next_line(deadline)
+            if line and (result := json.loads(line)) is not None:
+                return result
+            self._kill()
+            if line or time.monotonic() >= deadline:
+                break
         return None
 
+    def _next_line(self, deadline: float) -> bytes:
+        """One line of the worker's; empty at its death or the deadline. Ends this process when its owner is gone."""
+        while b"\n" not in self._received:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self._reply_fd, 0], [], [], max(0.0, left))
+            if 0 in ready:  # the owner waits for our reply, so this can only be the end of its pipe
+                self._kill()
+                os._exit(0)
+            data = os.read(self._reply_fd, 1 << 16) if ready else b""
+            if not data:
+                return b""
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def _send(self, items: list[Any]) -> None:
+        data = json.dumps(items).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):  # it died; that shows when its reply is read
+            while data:
+                data = data[os.write(self._request_fd, data) :]
+
     def _fork(self) -> None:
-        request_read, request_write = os.pipe()
-        reply_read, reply_write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
+        request_read, self._request_fd = os.pipe()
+        self._reply_fd, reply_write = os.pipe()
+        self._received = b""
+        self._pid = os.fork()
+        if self._pid == 0:
             try:
-                for descriptor in (request_write, reply_read):
-                    os.close(descriptor)
+                os.close(self._request_fd)
+                os.close(self._reply_fd)
                 _work(self._function, request_read, reply_write, self._memory_bytes)
-                status = 0
             finally:
-                os._exit(status)
-        for descriptor in (request_read, reply_write):
-            os.close(descriptor)
-        self._pid = pid
-        self._requests = os.fdopen(request_write, "wb")
-        self._replies = os.fdopen(reply_read, "rb", buffering=0)
+                os._exit(1)
+        os.close(request_read)
+        os.close(reply_write)
 
     def _kill(self) -> None:
         assert self._pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        os.kill(self._pid, signal.SIGKILL)  # not yet waited for, so the pid is still its own
         os.waitpid(self._pid, 0)
-        for pipe in (self._requests, self._replies):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        self._pid = self._requests = self._replies = None
+        os.close(self._request_fd)
+        os.close(self._reply_fd)
+        self._pid = None
 
 
 def _work(function: Callable[..., Any], request_fd: int, reply_fd: int, memory_bytes: int) -> None:
-    """Main loop of a worker: batches of items in, one result line per item out; null after a memory limit."""
+    """Main loop of a worker: batches of items in, one result line per item out; null, then the end, out of memory."""
     _confine(memory_bytes)
     silence = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):
+    for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
     with os.fdopen(request_fd, "rb") as requests, os.fdopen(reply_fd, "wb", buffering=0) as replies:
         for request in requests:
             for item in json.loads(request):
                 try:
                     result = function(*item)
-                except MemoryError:
+                except (MemoryError, RecursionError):
                     result = None
                 replies.write(json.dumps(result).encode() + b"\n")
                 if result is None:

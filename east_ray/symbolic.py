@@ -25,7 +25,13 @@ def compare(reference: str, answer: str) -> tuple[bool, str | None]:
 
     The reference goes first: math-verify is not symmetric.
     """
-    equal = math_verify.verify(_parse(reference), _parse(answer), timeout_seconds=None)
+    gold, parsed = _parse(reference), _parse(answer)
+    try:
+        equal = math_verify.verify(gold, parsed, timeout_seconds=None, raise_on_error=True)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # two kinds of expression that sympy cannot compare
+        equal = False
     return equal, _key(answer)
 
 
