@@ -140,7 +140,7 @@ def _stats(f: Findings) -> list[dict[str, Any]]:
 def _facts(f: Findings) -> list[tuple[str, str]]:
     config = f.config
     facts = [
-        ("Model", config.model.path.rstrip("/").rsplit("/", 1)[-1]),
+        ("Model", _short_name(config.model.path)),
         ("Samples per question", f"{config.sampling.num_samples:,}"),
         ("Rounds", str(config.run.rounds)),
         ("Arms", str(len(config.arms))),
@@ -149,6 +149,12 @@ def _facts(f: Findings) -> list[tuple[str, str]]:
     if f.comparisons:
         facts.insert(1, ("Test questions", f"{f.comparisons[0].num_questions:,}"))
     return facts
+
+
+def _short_name(path: str) -> str:
+    """The end of a path or hub name that says which model it is."""
+    *_, parent, name = ["", *path.rstrip("/").split("/")]
+    return f"{parent}/{name}" if name == "model" and parent else name
 
 
 def _rows(f: Findings) -> list[dict[str, Any]]:

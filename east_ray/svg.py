@@ -34,7 +34,9 @@ def _plot(plot: Plot, width: int) -> str:
     x = _scale(x_low, x_high, left + 8, right - 8)
     y = _scale(y_low, y_high, bottom, top)
     room = {FULL: 12, HALF: 7, NARROW: 5}[width]
-    x_ticks = plot.x_ticks or tuple((tick, format_value(tick, False)) for tick in nice_ticks(x_low, x_high, room))
+    counts = all(value.is_integer() for series in plot.series for value in map(float, series.x))
+    ticks = [tick for tick in nice_ticks(x_low, x_high, room) if not counts or float(tick).is_integer()]
+    x_ticks = plot.x_ticks or tuple((tick, format_value(tick, False)) for tick in ticks)
     parts = [_text(0, 12, plot.y_label, "axis")]
     for tick, label in zip(y_ticks, labels, strict=True):
         parts.append(f'<path class="rule" d="M{left:.1f} {y(tick):.1f}H{right}"/>')

@@ -84,8 +84,9 @@ def seeds(rows: Sequence[Comparison]) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of accuracies in points, with its sign: +1.4."""
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+    """A difference of accuracies in points, with its sign: +1.4, −0.3, 0.0."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def probability(p_value: float) -> str:

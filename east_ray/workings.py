@@ -14,10 +14,10 @@ import numpy as np
 
 from east_ray import figures
 from east_ray.findings import Chapter, Findings, Table, first_and_last, slug, titled
-from east_ray.runs import RunDirectory
 from east_ray.uncertainty import effective_sample_size
 
 MAX_CURVES = 8  # more lines in one figure cannot be told apart
+MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
 MAX_HISTOGRAMS = 4  # drawn over each other
 MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
 
@@ -195,20 +195,14 @@ def cost(f: Findings) -> Chapter | None:
     steps = [step for step in steps if "step" in step and "seconds" in step]
     rows = []
     for step in steps:
-        facts = [fact for part in step["parts"] if (fact := manifest_facts(f.run, part)) is not None]
-        tokens = sum(fact.get("tokens", 0) for fact in facts)
-        resumed = any(fact.get("reused_shards") for fact in facts)
-        rate = f"{tokens / step['seconds']:,.0f}" if tokens and not resumed and step["seconds"] > 0 else ""
-        where = step["parts"][0].split("/")[0] if step["parts"] else ""
-        rows.append(
-            (
-                f"{step['step']}, {where}" if where != step["step"] else where,
-                str(len(step["parts"])),
-                duration(step["seconds"]),
-                f"{tokens:,}" if tokens else "",
-                rate,
-            )
-        )
+        facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.stage(part).manifest())]
+        tokens = sum(map(tokens_of, facts)) if step["step"] in MODEL_STEPS else 0
+        is_whole = not any(fact.get("reused_shards") for fact in facts)
+        rate = f"{tokens / step['seconds']:,.0f}" if tokens and is_whole and step["seconds"] > 0 else ""
+        place = step["parts"][0].split("/")[0] if step["parts"] else ""
+        name = f"{step['step']}, {place}" if place.startswith("round-") else step["step"]
+        count = f"{tokens:,}" if tokens else ""
+        rows.append((name, str(len(step["parts"])), duration(step["seconds"]), count, rate))
     if not rows:
         return None
     rows.append(("all", "", duration(sum(step["seconds"] for step in steps)), "", ""))
@@ -220,16 +214,11 @@ def cost(f: Findings) -> Chapter | None:
     return Chapter("cost", "Cost", "Time and tokens", tables=(table,))
 
 
-def manifest_facts(run: RunDirectory, part: str) -> dict[str, Any] | None:
-    manifest = run.stage(part).manifest()
-    return None if manifest is None else flat(manifest.get("facts", {}))
-
-
-def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of a manifest, one level deep: a summary nested in them lies beside the rest."""
-    return {
-        k: v for key, value in facts.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])
-    }
+def tokens_of(facts: Mapping[str, Any]) -> int:
+    """Tokens that a finished part generated or trained on, from its manifest; greedily evaluated ones from their mean."""
+    if "overall" in facts:
+        return round(facts["overall"]["num_questions"] * facts["mean_tokens"])
+    return facts.get("tokens", 0)
 
 
 def percent(value: float) -> str:

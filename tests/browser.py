@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -74,6 +75,7 @@ async def open_page(path: Path) -> AsyncIterator[Page]:
         process = subprocess.Popen(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-extensions",
              "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
+            env={**os.environ, "TMPDIR": profile},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip

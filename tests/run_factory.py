@@ -244,7 +244,9 @@ def _evaluate(
             }
         )
     run.write_table(table, place, split, "eval.parquet")
-    run.write_json(jsonable(summarise(table, config.evaluation.confidence, sampled)), place, split, "metrics.json")
+    summary = jsonable(summarise(table, config.evaluation.confidence, sampled))
+    run.write_json(summary, place, split, "metrics.json")
+    run.stage(place, split).complete({}, {}, seconds=3.0, **summary)
     run.append_metrics(step="evaluate", parts=[f"{place}/{split}"], seconds=3.0)
 
 

@@ -201,6 +201,16 @@ def test_the_drill_down_shows_what_the_run_holds(plain: RunDirectory) -> None:
             ]
 
 
+def test_the_cost_of_every_step_is_told_in_seconds_and_tokens(plain: RunDirectory) -> None:
+    cost = page_of(plain).partition('<section id="cost">')[2].partition("</section>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", cost)][1:]
+    tokens = sum(sum(row) for row in plain.read_table("round-00", "samples")["completion_tokens"].to_pylist())
+    assert rows[1] == ["sample, round-00", "1", "12.5 s", f"{tokens:,}", f"{tokens / 12.5:,.0f}"]
+    metrics = plain.read_json("base", "evaluation", "metrics.json")
+    evaluated = round(metrics["overall"]["num_questions"] * metrics["mean_tokens"])
+    assert rows[0] == ["evaluate", "1", "3.0 s", f"{evaluated:,}", f"{evaluated / 3:,.0f}"]
+
+
 def test_a_large_run_keeps_its_page_small_and_says_what_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_train=explorer.MAX_QUESTIONS + 400, num_test=50, num_samples=8)
     write_report(run)
