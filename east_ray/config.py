@@ -94,6 +94,13 @@ class QuestionsConfig(Section):
     )
 
 
+class AdaptiveConfig(Section):
+    min_samples: int = Field(16, ge=2, description="Completions every question starts with.")
+    width: float = Field(
+        0.5, gt=0, description="Draw more while the 95% interval of a question's entropy is wider than this, nats."
+    )
+
+
 class SamplingConfig(Section):
     num_samples: int = Field(128, ge=1, description="n, completions per question (4.1).")
     temperature: float = Field(
@@ -101,6 +108,9 @@ class SamplingConfig(Section):
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus share.")
     max_new_tokens: int = Field(2048, ge=1, description="Longest completion, tokens; longer ones count as truncated.")
+    adaptive: AdaptiveConfig | None = Field(
+        None, description="Start with fewer completions and draw up to num_samples only where the entropy is uncertain."
+    )
     questions_per_shard: int = Field(32, ge=1, description="Questions per output file, the unit of resuming.")
     min_engines: int = Field(1, ge=1, description="Fewest vLLM engines in the pool.")
     max_engines: int = Field(1, ge=1, description="Most vLLM engines in the pool.")
