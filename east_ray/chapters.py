@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from east_ray import figures, paper
+from east_ray import charts, paper
 from east_ray.comparison import DEFAULT, Comparison, compare
 from east_ray.drift import STATES, RoundDrift, drift
 from east_ray.figures import Bar, Figure
@@ -26,7 +26,7 @@ def result(f: Findings) -> Chapter | None:
     """The headline: one row per arm. The page adds the table of differences, which has cells of its own."""
     if not f.comparisons:
         return None
-    forest = figures.accuracy_forest(
+    forest = charts.accuracy_forest(
         [bar_of(f, row) for row in f.comparisons], f.config.evaluation.confidence, f.comparisons[0].num_questions
     )
     rounds = max(m.rounds for m in f.compared.values())
@@ -79,7 +79,7 @@ def exponents(f: Findings) -> Chapter | None:
         "Exponents",
         "How sharp should the weights be?",
         text,
-        (figures.accuracy_by_exponent(families, default),),
+        (charts.accuracy_by_exponent(families, default),),
     )
 
 
@@ -122,12 +122,12 @@ def rounds(f: Findings) -> Chapter | None:
             if row.name != DEFAULT:
                 lines.setdefault(row.name, list(start)).append((t, bar_of(f, row)))
     if lines:
-        drawn.append(figures.accuracy_by_round(lines))
+        drawn.append(charts.accuracy_by_round(lines))
     by_arm = {arm: rows for arm, rows in drift(f.run, f.config).items() if arm in long_arms}
     for arm, rows in by_arm.items():
         moves = [np.array(row.moved) for row in rows if row.moved is not None]
         if moves and len(drawn) <= MAX_FLOWS:
-            drawn.append(figures.state_flow(arm, moves))
+            drawn.append(charts.state_flow(arm, moves))
     tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
     if not drawn and not tables:
         return None
@@ -188,7 +188,7 @@ def uncertainty(f: Findings) -> Chapter | None:
     for name, place in first_and_last(places).items():
         table = f.run.read_table(place, "weights", columns=WEIGHT_COLUMNS)
         measures = [np.asarray(table[c]) for c in ("entropy", "inaccuracy", "dominant_wrong")]
-        plot = figures.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
+        plot = charts.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
         plot = replace(plot, caption="The same questions, asked again in this round.") if drawn else plot
         drawn.append(titled(plot, name, len(places) > 1))
     if not drawn:

@@ -167,7 +167,7 @@ def summarise(table: pa.Table, confidence: float, sampled: pa.Table | None = Non
     """The figures of metrics.json from EVALUATIONS rows, and from the GRADES of sampled completions if there are any."""
     correct = np.asarray(table["correct"])
     columns = {name: table[name].to_pylist() for name in ("verdict", "answer", "level", "subject", "math_verify")}
-    plain = [verdict == CORRECT for verdict in columns["math_verify"] if verdict is not None]
+    asked = [(v == CORRECT, bool(c)) for v, c in zip(columns["math_verify"], correct, strict=True) if v is not None]
     pass_at, maj_at = _at_k(sampled) if sampled is not None else ({}, {})
     return EvaluationSummary(
         overall=accuracy_of(correct, confidence),
@@ -183,8 +183,8 @@ def summarise(table: pa.Table, confidence: float, sampled: pa.Table | None = Non
         by_subject=_by_group(columns["subject"], correct, confidence),
         pass_at_k=pass_at,
         maj_at_k=maj_at,
-        math_verify_accuracy=sum(plain) / len(plain) if plain else None,
-        math_verify_disagreements=int(np.sum(np.array(plain) != correct)) if plain else None,
+        math_verify_accuracy=sum(plain for plain, _ in asked) / len(asked) if asked else None,
+        math_verify_disagreements=sum(plain != ours for plain, ours in asked) if asked else None,
     )
 
 

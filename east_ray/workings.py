@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from east_ray import figures
+from east_ray import charts
 from east_ray.findings import Chapter, Findings, Table, first_and_last, slug, titled
 from east_ray.uncertainty import effective_sample_size
 
@@ -45,12 +45,12 @@ def weights(f: Findings) -> Chapter | None:
             if column in table.column_names and kept
         }
         if name in first_and_last(places):
-            flow = figures.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
+            flow = charts.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
             drawn.append(titled(flow, name, len(places) > 1))
             varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
             if varied:
                 shown = dict(list(varied.items())[:MAX_HISTOGRAMS])
-                plot = figures.weight_histogram(shown, f"weights_{slug(place)}")
+                plot = charts.weight_histogram(shown, f"weights_{slug(place)}")
                 if len(varied) > len(shown):
                     note = f" {len(shown)} of {len(varied)} different weightings are drawn; all are in the table."
                     plot = replace(plot, caption=plot.caption + note)
@@ -99,7 +99,7 @@ def training(f: Findings) -> Chapter | None:
                 name = f"training_{loss}_{slug(key)}"
                 shown = dict(list(curves.items())[:MAX_CURVES])
                 full_title = f"{title} ({loss.upper()})"
-                drawn.append(figures.training_curve(name, full_title, label, caption + note, shown))
+                drawn.append(charts.training_curve(name, full_title, label, caption + note, shown))
     return Chapter("training", "Training", "How training went", "", tuple(drawn)) if drawn else None
 
 
@@ -150,7 +150,7 @@ def details(f: Findings) -> Chapter | None:
     body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
     tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), body))
     curves = {name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(name)) for name, m in sampled.items()}
-    curve = figures.pass_at_k_curve(dict(list(curves.items())[:MAX_CURVES]))
+    curve = charts.pass_at_k_curve(dict(list(curves.items())[:MAX_CURVES]))
     return Chapter("details", "Details", "The evaluation in detail", "", (curve,), tuple(tables))
 
 

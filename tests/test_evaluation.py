@@ -80,7 +80,7 @@ def test_wilson_s_interval_of_an_accuracy_matches_the_published_one() -> None:
 
 
 def test_the_second_grader_is_counted_where_it_disagrees() -> None:
-    table = evaluated([CORRECT, CORRECT, INCORRECT], math_verify=[CORRECT, INCORRECT, CORRECT])
+    table = evaluated([CORRECT, CORRECT, INCORRECT, ERROR], math_verify=[CORRECT, INCORRECT, CORRECT, None])
     summary = summarise(table, 0.95)
     assert summary.math_verify_accuracy == pytest.approx(2 / 3)
     assert summary.math_verify_disagreements == 2

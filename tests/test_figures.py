@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from east_ray import figures, png, svg
+from east_ray import charts, figures, png, svg
 from east_ray.figures import Bar, Figure
 
 PAGE = (Path(figures.__file__).parent / "report.html").read_text(encoding="utf-8")
@@ -26,17 +26,15 @@ def every_figure() -> list[Figure]:
     bars = [Bar(name, 0.3 + i / 20, 0.25 + i / 20, 0.36 + i / 20, i) for i, name in enumerate(["default", HOSTILE])]
     dots = [draw.random(50) for _ in range(3)]
     return [
-        figures.accuracy_forest(bars, 0.95, 100),
-        figures.accuracy_by_exponent(
-            {"sft": [(a, bars[1]) for a in (1.0, -1.0, 0.0)], HOSTILE: [(0.5, bars[0])]}, 0.31
-        ),
-        figures.accuracy_by_round({"east": [(0, bars[0]), (1, bars[1])], HOSTILE: [(0, bars[0])]}),
-        figures.uncertainty_map([f'"{i}' for i in range(50)], *dots, name="figure5"),
-        figures.weight_histogram({"east": draw.random(80) * 2, HOSTILE: np.ones(3)}, "weights"),
-        figures.funnel_flow(100, 70, {"all wrong": 29, HOSTILE: 1}, "funnel"),
-        figures.state_flow("east", [np.array([[1, 2, 0], [3, 40, 1], [0, 5, 6]])] * 2),
-        figures.training_curve("loss", "Loss", "loss", "", {"east": ([1, 2, 3], [0.5, 0.4, 0.3], 2)}),
-        figures.pass_at_k_curve({"default": ({1: 0.3, 2: 0.4, 4: 0.5}, 0), "east": ({1: 0.5, 2: 0.6, 4: 0.6}, 2)}),
+        charts.accuracy_forest(bars, 0.95, 100),
+        charts.accuracy_by_exponent({"sft": [(a, bars[1]) for a in (1.0, -1.0, 0.0)], HOSTILE: [(0.5, bars[0])]}, 0.31),
+        charts.accuracy_by_round({"east": [(0, bars[0]), (1, bars[1])], HOSTILE: [(0, bars[0])]}),
+        charts.uncertainty_map([f'"{i}' for i in range(50)], *dots, name="figure5"),
+        charts.weight_histogram({"east": draw.random(80) * 2, HOSTILE: np.ones(3)}, "weights"),
+        charts.funnel_flow(100, 70, {"all wrong": 29, HOSTILE: 1}, "funnel"),
+        charts.state_flow("east", [np.array([[1, 2, 0], [3, 40, 1], [0, 5, 6]])] * 2),
+        charts.training_curve("loss", "Loss", "loss", "", {"east": ([1, 2, 3], [0.5, 0.4, 0.3], 2)}),
+        charts.pass_at_k_curve({"default": ({1: 0.3, 2: 0.4, 4: 0.5}, 0), "east": ({1: 0.5, 2: 0.6, 4: 0.6}, 2)}),
     ]
 
 
@@ -69,7 +67,7 @@ def test_a_figure_is_also_a_png_and_a_csv_of_the_same_numbers(figure: Figure) ->
 
 
 def test_dots_stand_where_their_numbers_say() -> None:
-    corners = figures.uncertainty_map(["a", "b"], np.array([0.0, 2.0]), np.array([0.0, 1.0]), np.array([0.0, 1.0]), "f")
+    corners = charts.uncertainty_map(["a", "b"], np.array([0.0, 2.0]), np.array([0.0, 1.0]), np.array([0.0, 1.0]), "f")
     circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="[\d.]+" data-q="(\w)"', svg.draw(corners, svg.HALF))
     positions = {key: (float(x), float(y)) for x, y, key in circles[:2]}
     assert positions["a"][0] < positions["b"][0], "more entropy is further right"
@@ -90,7 +88,7 @@ def test_ticks_are_round_numbers_inside_the_axis_and_not_too_many(low: float, sp
 
 
 def test_a_flow_keeps_every_count() -> None:
-    flow = figures.funnel_flow(100, 70, {"all wrong": 20, "all correct": 10}, "funnel")
+    flow = charts.funnel_flow(100, 70, {"all wrong": 20, "all correct": 10}, "funnel")
     spans, bands = figures.flow_layout(flow, height=120.0, gap=10.0)
     heights = [bottom - top for top, bottom in spans[1]]
     assert heights == pytest.approx([70, 20, 10])
@@ -100,27 +98,27 @@ def test_a_flow_keeps_every_count() -> None:
 
 
 def test_a_reason_with_one_question_among_a_million_stays_visible() -> None:
-    spans, _ = figures.flow_layout(figures.funnel_flow(10**6, 10**6 - 1, {"truncated": 1}, "funnel"), 100.0, 10.0)
+    spans, _ = figures.flow_layout(charts.funnel_flow(10**6, 10**6 - 1, {"truncated": 1}, "funnel"), 100.0, 10.0)
     assert spans[1][1][1] - spans[1][1][0] == 2.0
 
 
 def test_a_large_run_draws_some_of_its_dots_and_says_so() -> None:
-    count = 3 * figures.MAX_DOTS
+    count = 3 * charts.MAX_DOTS
     values = np.linspace(0, 1, count)
-    plot = figures.uncertainty_map([str(i) for i in range(count)], values, values, values, "figure5")
-    assert len(plot.series[0].x) == figures.MAX_DOTS
-    assert f"{figures.MAX_DOTS:,} of {count:,}" in plot.caption
+    plot = charts.uncertainty_map([str(i) for i in range(count)], values, values, values, "figure5")
+    assert len(plot.series[0].x) == charts.MAX_DOTS
+    assert f"{charts.MAX_DOTS:,} of {count:,}" in plot.caption
 
 
 def test_the_histogram_counts_every_question_once_even_the_heaviest() -> None:
-    plot = figures.weight_histogram({"east": np.array([0.0, 0.5, 1.0, 1.0, 500.0])}, "weights")
+    plot = charts.weight_histogram({"east": np.array([0.0, 0.5, 1.0, 1.0, 500.0])}, "weights")
     assert sum(plot.series[0].y) == pytest.approx(1.0)
 
 
 def test_a_far_away_default_is_named_instead_of_squeezing_the_curve() -> None:
     points = [(a, Bar("x", 0.5, 0.48, 0.52)) for a in (0.0, 1.0, 2.0)]
-    assert figures.accuracy_by_exponent({"sft": points}, 0.49).marks == (("default", 0.49),)
-    far = figures.accuracy_by_exponent({"sft": points}, 0.1)
+    assert charts.accuracy_by_exponent({"sft": points}, 0.49).marks == (("default", 0.49),)
+    far = charts.accuracy_by_exponent({"sft": points}, 0.1)
     assert far.marks == ()
     assert "10.0%" in far.caption
 
