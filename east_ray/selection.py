@@ -39,11 +39,17 @@ def drop_reason(grades: Mapping[str, Any], keep: str, excluded: Collection[str] 
 
 
 def drop_reasons(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> pa.StringArray:
-    """One reason per GRADES row, null where the question is kept.
+    """One reason per GRADES row, null where the question is kept; arguments as for `drop_codes`."""
+    codes = drop_codes(grades, keep, excluded)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(list(REASONS))).cast(pa.string())
+
+
+def drop_codes(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> np.ndarray:
+    """Position in REASONS of each GRADES row's reason, -1 where the question is kept.
 
     `keep` is "mixed" (a correct and an incorrect completion) or "solved" (a correct one); `excluded` are question ids.
     """
-    total, right, wrong, cut, positives, negatives = (_column(grades, name) for name in _COUNTS)
+    total, right, wrong, cut, positives, negatives = (grades[name].to_numpy() for name in _COUNTS)
     mixed = keep == "mixed"
     holds = {
         "in test set": _is_in(grades, excluded),
@@ -55,9 +61,8 @@ def drop_reasons(grades: pa.Table, keep: str, excluded: Collection[str] = frozen
         "no usable positive": positives == 0,
         "no usable negative": (negatives == 0) & mixed,
     }
-    number = np.select(list(holds.values()), range(len(holds)), default=-1)
-    dictionary = pa.DictionaryArray.from_arrays(pa.array(number, mask=number < 0), pa.array(list(holds)))
-    return dictionary.cast(pa.string())
+    assert list(holds) == list(REASONS)
+    return np.select(list(holds.values()), range(len(holds)), default=-1)
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,6 @@ def _most_frequent_cluster(negatives: Sequence[int], clusters: Sequence[int]) ->
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def _column(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].to_numpy()
 
 
 def _is_in(grades: pa.Table, excluded: Collection[str]) -> np.ndarray:

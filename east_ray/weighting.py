@@ -11,7 +11,6 @@ nothing depends on how the questions are cut into shards or on which worker fini
 from __future__ import annotations
 
 import logging
-import math
 import pickle
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,21 +19,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from east_ray import uncertainty
 from east_ray.config import SelectionConfig, WeightingConfig
 from east_ray.records import MEASURES, UserError
 from east_ray.runs import RunDirectory
-from east_ray.selection import REASONS, drop_reasons
+from east_ray.selection import REASONS, drop_codes, drop_reasons
 from east_ray.uncertainty import Fit, Mapping, entropies, exact_mean, exact_sum, fit, totals_of
+from east_ray.weight_health import Health, unhealthy
 
 logger = logging.getLogger(__name__)
 
-COUNTS = ("num_samples", "num_correct", "num_incorrect", "num_errors", "num_unanswered", "num_truncated")
-COLUMNS = [
-    *("question_id", "cluster_sizes", "num_positives", "num_negatives", "largest_wrong", "mean_tokens", "shortfall"),
-    *COUNTS,
-]
-BINS_PER_OCTAVE = 64  # of the histogram behind `top1_share`: weights of one bin differ by 1.1% at most
+# Completions by verdict and by what they are good for; all that weighing reads besides is in COLUMNS.
+VERDICTS = (
+    "num_correct",
+    "num_incorrect",
+    "num_errors",
+    "num_unanswered",
+    "num_truncated",
+    "num_positives",
+    "num_negatives",
+)
+COLUMNS = ["question_id", "cluster_sizes", "num_samples", *VERDICTS, "largest_wrong", "mean_tokens", "shortfall"]
 MAX_TASKS = 256
 
 
@@ -68,9 +75,8 @@ def weigh(
     shards = run.list(grades, suffix=".parquet")
     if not shards:
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
-    measure = partial(measure_table, keep=selection.keep, excluded=frozenset(excluded))
-    funnel, fits = _fit_all(run, grades, shards, mappings, measure)
-    write = partial(_write_shard, run, grades, output, measure, fits)
+    funnel, fits = fit_mappings(run, grades, shards, mappings, selection.keep, excluded)
+    write = partial(_write_shard, run, grades, output, selection.keep, excluded, fits)
     healths = reduce_shards(write, shards).parts
 
     health = {column: healths[column].figures() for column in fits}
@@ -100,22 +106,27 @@ def weigh(
 
 def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> pa.Table:
     """GRADES rows (the columns in COLUMNS) -> MEASURES rows, in the same order."""
-    sizes = grades["cluster_sizes"].combine_chunks()
-    judged = grades["num_correct"].to_numpy() + grades["num_incorrect"].to_numpy()
-    offsets = sizes.offsets.to_numpy()
-    flat = sizes.values.to_numpy()
-    return pa.table(
-        {
-            "question_id": grades["question_id"],
-            "num_clusters": pa.array(np.diff(offsets), pa.int32()),
-            "entropy": entropies(flat[offsets[0] : offsets[-1]], offsets - offsets[0]),
-            "inaccuracy": grades["num_incorrect"].to_numpy() / np.maximum(judged, 1),
-            "dominant_wrong": grades["largest_wrong"].to_numpy() / np.maximum(grades["num_samples"].to_numpy(), 1),
-            "mean_tokens": grades["mean_tokens"],
-            "reason": drop_reasons(grades, keep, excluded),
-        },
-        schema=MEASURES,
-    )
+    columns = {
+        "question_id": grades["question_id"],
+        "num_clusters": pc.list_value_length(grades["cluster_sizes"]),
+        **{name: measure(grades, name) for name in uncertainty.MEASURES},
+        "mean_tokens": grades["mean_tokens"],
+        "reason": drop_reasons(grades, keep, excluded),
+    }
+    return pa.table(columns, schema=MEASURES)
+
+
+def measure(grades: pa.Table, name: str) -> np.ndarray:
+    """One measure of every GRADES row (uncertainty.MEASURES)."""
+    if name == "entropy":
+        sizes = grades["cluster_sizes"].combine_chunks()
+        offsets = sizes.offsets.to_numpy()
+        return entropies(sizes.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+    if name == "inaccuracy":
+        wrong = grades["num_incorrect"].to_numpy()
+        return wrong / np.maximum(grades["num_correct"].to_numpy() + wrong, 1)
+    assert name == "dominant_wrong", name
+    return grades["largest_wrong"].to_numpy() / np.maximum(grades["num_samples"].to_numpy(), 1)
 
 
 @dataclass(frozen=True)
@@ -154,102 +165,26 @@ def reduce_shards(of_shard: Callable[[str], Sums], shards: Sequence[str]) -> Sum
     return pickle.loads(dataset.aggregate(AddUp())["sums"])
 
 
-@dataclass(frozen=True)
-class Health:
-    """Exact sums behind the health of one weight column; `+` merges. w is the weight, t the question's mean tokens."""
-
-    count: int
-    largest: float
-    w: int
-    ww: int
-    wt: int
-    t: int
-    tt: int
-    histogram: dict[int, tuple[int, int]]  # bin of log2 w -> number of weights, their sum
-
-    @staticmethod
-    def of(weights: np.ndarray, tokens: np.ndarray) -> Health:
-        positive = weights[weights > 0]
-        bins = np.floor(np.log2(positive) * BINS_PER_OCTAVE).astype(np.int64)
-        histogram = {int(b): (int((bins == b).sum()), exact_sum(positive[bins == b])) for b in np.unique(bins)}
-        sums = (exact_sum(x) for x in (weights, weights * weights, weights * tokens, tokens, tokens * tokens))
-        return Health(len(weights), float(weights.max(initial=0.0)), *sums, histogram)
-
-    def __add__(self, other: Health) -> Health:
-        histogram = dict(self.histogram)
-        for b, (count, total) in other.histogram.items():
-            old_count, old_total = histogram.get(b, (0, 0))
-            histogram[b] = (old_count + count, old_total + total)
-        names = ("count", "w", "ww", "wt", "t", "tt")
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Health(**sums, largest=max(self.largest, other.largest), histogram=histogram)
-
-    def figures(self) -> dict[str, float]:
-        """See `docs/uncertainty.md`; lengths are mean completion tokens per question."""
-        w, ww, wt, t, tt = (exact_mean(units, self.count) for units in (self.w, self.ww, self.wt, self.t, self.tt))
-        spread = math.sqrt(max(ww - w * w, 0.0) * max(tt - t * t, 0.0))
-        effective = self.count * w * w / ww
-        return {
-            "kept": self.count,
-            "mean_weight": w,
-            "effective_sample_size": effective,
-            "effective_share": effective / self.count,
-            "max_weight": self.largest,
-            "top1_share": self._top_share(0.01),
-            "length_correlation": (wt - w * t) / spread if spread > 1e-12 * t else 0.0,
-            # What a token-mean loss multiplies the learning rate by: the mean weight of a token.
-            "token_weight": wt / t if t else 1.0,
-        }
-
-    def _top_share(self, share: float) -> float:
-        """Share of all weight held by the heaviest `share` of the questions (at least one of them)."""
-        wanted = left = max(math.ceil(share * self.count), 1)
-        held = 0.0
-        for b in sorted(self.histogram, reverse=True):
-            count, units = self.histogram[b]
-            taken = min(count, left)
-            held += taken * exact_mean(units, count)
-            left -= taken
-            if not left:
-                break
-        assert wanted >= left
-        return held / (self.count * exact_mean(self.w, self.count))
-
-
-def unhealthy(column: str, health: dict[str, float], limits: WeightingConfig) -> list[str]:
-    """One sentence per limit that a weight column breaks."""
-    found = []
-    if health["effective_share"] < limits.min_effective_share:
-        found.append(
-            f"{column}: {health['kept']} questions weigh only as much as {health['effective_sample_size']:.1f} equal ones "
-            f"({health['effective_share']:.1%}, weighting.min_effective_share = {limits.min_effective_share:g}); the "
-            f"heaviest weighs {health['max_weight']:.3g}. Use an exponent nearer 0, or set weighting.clip"
-        )
-    if abs(health["token_weight"] - 1) > limits.max_length_effect:
-        found.append(
-            f"{column}: weights follow completion length (correlation {health['length_correlation']:+.2f}), so a token-mean "
-            f"loss acts as with {health['token_weight']:.2f} times the learning rate (weighting.max_length_effect = "
-            f'{limits.max_length_effect:g}). Set training.normalization = "sequence", or divide the learning rate by it'
-        )
-    return found
-
-
-def _fit_all(
+def fit_mappings(
     run: RunDirectory,
     grades: str,
     shards: Sequence[str],
     mappings: Sequence[Mapping],
-    measure: Callable[[pa.Table], pa.Table],
+    keep: str,
+    excluded: Collection[str] = frozenset(),
 ) -> tuple[dict[str, Any], dict[str, Fit]]:
-    """The funnel, and every mapping fitted; passes are repeated only for clipped mappings until their caps settle."""
+    """The funnel, and every mapping fitted to the kept questions, by column.
+
+    One pass over the shards; further ones only for clipped mappings, until their caps settle.
+    """
     fits: dict[str, Fit] = {}
-    pending = {mapping.column: mapping for mapping in mappings}
     funnel: dict[str, Any] = {}
+    pending = {mapping.column: mapping for mapping in mappings}
     while pending:
         previous = {column: fits[column] for column in pending if column in fits}
-        sums = reduce_shards(partial(_shard_sums, run, grades, measure, pending, previous), shards).parts
-        if not funnel:
-            funnel = _funnel(sums)
+        add = partial(_shard_sums, run, grades, keep, excluded, pending, previous)
+        sums = reduce_shards(add, shards).parts
+        funnel = funnel or _funnel(sums)
         for column, mapping in pending.items():
             try:
                 fits[column] = fit(sums[column], mapping, previous.get(column))
@@ -262,33 +197,27 @@ def _fit_all(
 def _shard_sums(
     run: RunDirectory,
     grades: str,
-    measure: Callable[[pa.Table], pa.Table],
+    keep: str,
+    excluded: Collection[str],
     mappings: dict[str, Mapping],
     previous: dict[str, Fit],
     shard: str,
 ) -> Sums:
+    """What one shard adds to the funnel and to every mapping's normaliser."""
     table = run.read_table(grades, shard, columns=COLUMNS)
-    return table_sums(table, measure(table), mappings, previous)
-
-
-def table_sums(grades: pa.Table, measures: pa.Table, mappings: dict[str, Mapping], previous: dict[str, Fit]) -> Sums:
-    """What one block adds to the funnel and to every mapping's normaliser."""
-    reasons = measures["reason"].combine_chunks().dictionary_encode()
-    names = reasons.dictionary.to_pylist()
-    codes = reasons.indices.fill_null(len(names)).to_numpy()
-    kept = codes == len(names)
-    samples = grades["num_samples"].to_numpy()
-    parts: dict[Any, Any] = {}
-    for code, name in enumerate([*names, "kept"]):
+    codes = drop_codes(table, keep, excluded)
+    kept = codes < 0
+    samples = table["num_samples"].to_numpy()
+    parts: dict[Any, Any] = {"shortfall": len(table) - table["shortfall"].null_count}
+    for code, name in [(-1, "kept"), *enumerate(REASONS)]:
         parts["questions", name] = int((codes == code).sum())
         parts["completions", name] = int(samples[codes == code].sum())
-    for name in (*COUNTS, "num_positives", "num_negatives"):
-        values = grades[name].to_numpy()
+    for name in VERDICTS:
+        values = table[name].to_numpy()
         parts["all", name] = int(values.sum())
-        parts["in kept", name] = int(values[kept].sum())
-    parts["shortfall"] = len(grades) - grades["shortfall"].null_count
-    parts["entropy"] = exact_sum(measures["entropy"].to_numpy()[kept])
-    values = {name: measures[name].to_numpy()[kept] for name in {m.measure for m in mappings.values()}}
+        parts["in_kept", name] = int(values[kept].sum())
+    values = {name: measure(table, name)[kept] for name in {"entropy", *(m.measure for m in mappings.values())}}
+    parts["entropy"] = exact_sum(values["entropy"])
     for column, mapping in mappings.items():
         parts[column] = totals_of(values[mapping.measure], mapping, previous.get(column))
     return Sums(parts)
@@ -296,29 +225,23 @@ def table_sums(grades: pa.Table, measures: pa.Table, mappings: dict[str, Mapping
 
 def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
     """Questions and completions in, kept, and dropped by reason. UserError when none is kept."""
-    questions = {name: sums.get(("questions", name), 0) for name in [*REASONS, "kept"]}
-    completions = {name: sums.get(("completions", name), 0) for name in [*REASONS, "kept"]}
-    dropped = {name: count for name, count in questions.items() if name != "kept" and count}
-    total = sum(questions.values())
-    if not questions["kept"]:
+    kept, total = sums["questions", "kept"], sum(sums["questions", name] for name in ("kept", *REASONS))
+    dropped = {name: sums["questions", name] for name in REASONS if sums["questions", name]}
+    if not kept:
         reasons = "; ".join(f"{count} {name} ({REASONS[name]})" for name, count in dropped.items())
         raise UserError(f"none of the {total} questions can be trained on: {reasons}")
-
-    def verdicts(scope: str) -> dict[str, int]:
-        return {
-            name.removeprefix("num_"): sums[scope, name] for name in (*COUNTS[1:], "num_positives", "num_negatives")
-        }
-
     return {
-        "questions": {"total": total, "kept": questions["kept"], "dropped": dropped, "shortfall": sums["shortfall"]},
+        "questions": {"total": total, "kept": kept, "dropped": dropped, "shortfall": sums["shortfall"]},
         "completions": {
-            "total": sum(completions.values()),
-            "kept": completions["kept"],
-            "dropped": {name: count for name, count in completions.items() if name != "kept" and count},
-            "all": verdicts("all"),
-            "in_kept": verdicts("in kept"),
+            "total": sum(sums["completions", name] for name in ("kept", *REASONS)),
+            "kept": sums["completions", "kept"],
+            "dropped": {name: sums["completions", name] for name in dropped},
+            **{
+                scope: {name.removeprefix("num_"): sums[scope, name] for name in VERDICTS}
+                for scope in ("all", "in_kept")
+            },
         },
-        "mean_entropy": exact_mean(sums["entropy"], questions["kept"]),
+        "mean_entropy": exact_mean(sums["entropy"], kept),
     }
 
 
@@ -326,18 +249,20 @@ def _write_shard(
     run: RunDirectory,
     grades: str,
     output: str,
-    measure: Callable[[pa.Table], pa.Table],
+    keep: str,
+    excluded: Collection[str],
     fits: dict[str, Fit],
     shard: str,
 ) -> Sums:
-    measures = measure(run.read_table(grades, shard, columns=COLUMNS))
-    kept = measures["reason"].is_null().to_numpy()
-    tokens = measures["mean_tokens"].to_numpy()[kept]
-    table, parts = measures, {}
+    """Write one shard of weights; returns the health sums of each column."""
+    table = measure_table(run.read_table(grades, shard, columns=COLUMNS), keep, excluded)
+    kept = table["reason"].is_null().to_numpy()
+    tokens = table["mean_tokens"].to_numpy()[kept]
+    parts: dict[Any, Any] = {}
     for column, fitted in fits.items():
-        weights = fitted.weights(measures[fitted.mapping.measure].to_numpy()[kept])
+        weights = fitted.weights(table[fitted.mapping.measure].to_numpy()[kept])
         parts[column] = Health.of(weights, tokens)
-        full = np.zeros(len(measures))
+        full = np.zeros(len(table))
         full[kept] = weights
         table = table.append_column(column, pa.array(full, mask=~kept))
     run.write_table(table, output, shard)

@@ -18,7 +18,8 @@ from east_ray.config import SelectionConfig, WeightingConfig
 from east_ray.records import GRADES, UserError
 from east_ray.runs import RunDirectory
 from east_ray.uncertainty import Mapping, effective_sample_size, weights
-from east_ray.weighting import Health, measure_table, unhealthy, weigh
+from east_ray.weight_health import Health, unhealthy
+from east_ray.weighting import measure_table, weigh
 
 EXPONENTS = (-3, 0, 0.5, 1, 1.5, 3)
 MAPPINGS = [
