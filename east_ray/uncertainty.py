@@ -48,18 +48,18 @@ def entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     question the terms are added from the largest cluster to the smallest, so the order they come in does not matter.
     """
     offsets = np.asarray(offsets, dtype=np.int64)
-    counts = np.diff(offsets)
+    clusters_Q = np.diff(offsets)
+    result_Q = np.zeros(len(clusters_Q))
     if not len(sizes):
-        return np.zeros(len(counts))
-    sizes = _largest_first(np.asarray(sizes[: offsets[-1]], dtype=np.int64), offsets)
-    starts = offsets[:-1][counts > 0]
-    totals = np.add.reduceat(sizes, starts)
-    logs = _logs(int(totals.max()))
-    # sum of m (ln n - ln m) / n: no term is negative, and one cluster gives exactly 0.
-    terms = sizes * (np.repeat(logs[totals], counts[counts > 0]) - logs[sizes])
-    result = np.zeros(len(counts))
-    result[counts > 0] = np.add.reduceat(terms, starts) / totals
-    return result
+        return result_Q
+    starts = offsets[:-1][clusters_Q > 0]
+    sizes = _largest_first(np.asarray(sizes), starts)
+    totals = np.add.reduceat(sizes, starts, dtype=np.int64)
+    log, size_log = _logs(int(totals.max()))
+    # ln n - sum m ln m / n, which would be off by a rounding error where it is 0.
+    result_Q[clusters_Q > 0] = log[totals] - np.add.reduceat(size_log[sizes], starts) / totals
+    result_Q[clusters_Q == 1] = 0.0
+    return result_Q
 
 
 def miller_madow(entropy_Q: np.ndarray, num_clusters_Q: np.ndarray, num_samples_Q: np.ndarray) -> np.ndarray:
@@ -282,16 +282,18 @@ def _float_parts(value: Fraction) -> tuple[float, int]:
     return scaled.numerator / scaled.denominator, power
 
 
-def _largest_first(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _largest_first(sizes: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Sort each question's sizes downwards; grades come so already, and then nothing is moved."""
-    rising = np.flatnonzero(np.diff(sizes) > 0) + 1
-    if np.isin(rising, offsets, assume_unique=False).all():
+    rising = sizes[1:] > sizes[:-1]
+    rising[starts[1:] - 1] = False  # from one question to the next
+    if not rising.any():
         return sizes
-    question = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    question = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(sizes))))
     return sizes[np.lexsort((-sizes, question))]
 
 
 @lru_cache(maxsize=8)
-def _logs(largest: int) -> np.ndarray:
-    """ln m for m = 0..largest (0 for m = 0), one by one: the same bits wherever in an array they are used."""
-    return np.array([0.0, *(math.log(m) for m in range(1, largest + 1))])
+def _logs(largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """ln m and m ln m for m = 0..largest (0 for m = 0), one by one: the same bits wherever in an array they are used."""
+    logs = [0.0, *(math.log(m) for m in range(1, largest + 1))]
+    return np.array(logs), np.array([m * log for m, log in enumerate(logs)])
