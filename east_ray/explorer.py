@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from east_ray.records import CORRECT
 from east_ray.runs import RunDirectory
 
 MAX_QUESTIONS = 2000  # rows of the list, over all rounds and arms
@@ -92,7 +93,7 @@ def _source(
 
 
 def _clusters(grade: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The largest clusters, each named by the first answer in it; null names the completions without an answer."""
+    """The correct cluster and the largest others, each named by its first answer; null names completions without one."""
     first: dict[int, str | None] = {}
     for cluster, answer in zip(grade["clusters"], grade["answers"], strict=True):
         first.setdefault(cluster, answer)
@@ -100,7 +101,7 @@ def _clusters(grade: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"answer": _clip(first.get(i), SHORT)[0], "size": size, "verdict": verdict}
         for i, (size, verdict) in enumerate(sizes)
-        if i < MAX_CLUSTERS
+        if i < MAX_CLUSTERS or verdict == CORRECT
     ]
 
 

@@ -19,7 +19,7 @@ from run_factory import make_run
 
 from east_ray import explorer
 from east_ray.config import Arm, from_dict
-from east_ray.records import UserError
+from east_ray.records import CORRECT, INCORRECT, UserError
 from east_ray.report import write_report
 from east_ray.runs import RunDirectory
 from east_ray.sweep import paper_arms
@@ -225,6 +225,19 @@ def test_a_large_run_keeps_its_page_small_and_says_what_is_left_out(tmp_path: Pa
     )
     every = run.read_table("round-00", "weights")["weight_entropy_power_1"].drop_null().to_pylist()
     assert (lightest, heaviest) == pytest.approx((min(every), max(every)), abs=1e-3), "the list spans all weights"
+
+
+def test_a_question_with_many_answers_still_shows_the_correct_one() -> None:
+    wrong = [str(i) for i in range(30) for _ in range(2)]
+    grade = {
+        "answers": [*wrong, "right"],
+        "clusters": [int(a) for a in wrong] + [30],
+        "cluster_sizes": [2] * 30 + [1],
+        "cluster_verdicts": [INCORRECT] * 30 + [CORRECT],
+    }
+    shown = explorer._clusters(grade)
+    assert [c["answer"] for c in shown if c["verdict"] == CORRECT] == ["right"]
+    assert len(shown) == explorer.MAX_CLUSTERS + 1
 
 
 def test_json_inside_a_script_cannot_end_it() -> None:
