@@ -79,7 +79,7 @@ def uncertainty_map(
         name=name,
         title="Where the model is unsure",
         caption="Figure 5 of the paper: one dot per training question. Entropy rises with the number of answers the model hesitates "
-        "between; a dark dot far up and to the left is a stubborn mistake, one wrong answer given again and again."
+        "between; a dot far up and to the left, from the far end of the scale, is a stubborn mistake: one wrong answer, again and again."
         + thinned,
         x_label="entropy of the answers, nats",
         y_label="inaccuracy, share of wrong completions",

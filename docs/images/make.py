@@ -1,0 +1,35 @@
+"""Take the pictures of the report that the documentation shows: `.venv/bin/python docs/images/make.py RUN_DIR`.
+
+Needs Chromium. The pictures are of a real run's page, exactly as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent / "tests"))
+
+from browser import Page, open_page  # noqa: E402
+
+
+async def section(page: Page, name: str, width: int, height: int, chapter: str, dark: bool = False) -> None:
+    """A picture of the page from the top of one chapter ("" for the top of the page) down to `height` pixels."""
+    await page.resize(width, 900, dark)
+    top = await page.run(f"document.getElementById('{chapter}').offsetTop") if chapter else 0
+    await page.picture(HERE / f"{name}.png", x=0, y=top, width=width, height=height)
+
+
+async def main(run: Path) -> None:
+    async with open_page(run.resolve() / "report.html") as page:
+        await section(page, "report", 1280, 1160, "")
+        await section(page, "report-uncertainty", 1280, 1220, "uncertainty", dark=True)
+        await section(page, "report-phone", 390, 1480, "")
+        await page.run("document.querySelector('.q button').click()")
+        await section(page, "report-questions", 1280, 1040, "questions")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))
