@@ -36,19 +36,21 @@ def wanted_samples(
 
 
 def interval_widths(count_Q_K: np.ndarray) -> np.ndarray:
-    """Width in nats of the 95% interval of each question's entropy; infinite without completions.
+    """Width in nats of each question's interval: how far its entropy may still be off; infinite without completions.
 
-    The normal approximation (variance of -ln p over n), with one more completion whose answer is new: after n equal
-    answers the next may still differ, where a plain interval would have no width.
+    The 95% interval of the normal approximation (variance of -ln p over n), with one more completion whose answer is
+    new, because after n equal answers the next may still differ; and (k - 1) / n, twice the bias to first order,
+    because n answers that all differ have no variance but may be few of many.
     """
+    count_Q_K = np.asarray(count_Q_K, dtype=np.float64)
+    drawn_Q = count_Q_K.sum(axis=1)
     # From the largest cluster down, so that equal clusters give equal bits in any order.
-    count_Q_K = -np.sort(
-        -np.pad(np.asarray(count_Q_K, dtype=np.float64), ((0, 0), (0, 1)), constant_values=1.0), axis=1
-    )
-    total_Q = count_Q_K.sum(axis=1)
-    share_Q_K = count_Q_K / total_Q[:, None]
-    information_Q_K = -np.log(np.where(share_Q_K > 0, share_Q_K, 1.0))
-    mean_Q = (share_Q_K * information_Q_K).sum(axis=1)
-    variance_Q = np.maximum((share_Q_K * information_Q_K**2).sum(axis=1) - mean_Q**2, 0.0)
+    widened_Q_K = -np.sort(-np.pad(count_Q_K, ((0, 0), (0, 1)), constant_values=1.0), axis=1)
+    share_Q_K = widened_Q_K / (drawn_Q + 1)[:, None]
+    surprise_Q_K = -np.log(np.where(share_Q_K > 0, share_Q_K, 1.0))
+    mean_Q = (share_Q_K * surprise_Q_K).sum(axis=1)
+    variance_Q = np.maximum((share_Q_K * surprise_Q_K**2).sum(axis=1) - mean_Q**2, 0.0)
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-    return np.where(total_Q > 1, 2 * z * np.sqrt(variance_Q / np.maximum(total_Q - 1, 1)), math.inf)
+    n_Q = np.maximum(drawn_Q, 1)
+    unseen_Q = ((count_Q_K > 0).sum(axis=1) - 1) / n_Q
+    return np.where(drawn_Q > 0, 2 * z * np.sqrt(variance_Q / n_Q) + unseen_Q, math.inf)

@@ -97,7 +97,7 @@ class QuestionsConfig(Section):
 class AdaptiveConfig(Section):
     min_samples: int = Field(16, ge=2, description="Completions every question starts with.")
     width: float = Field(
-        0.5, gt=0, description="Draw more while the 95% interval of a question's entropy is wider than this, nats."
+        0.8, gt=0, description="Draw more while the 95% interval of a question's entropy is wider than this, nats."
     )
 
 
