@@ -76,7 +76,7 @@ def _tagged(text: str) -> str | None:
 
 
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?[0-9.,]*[0-9]|\\?[A-Za-z]+)")
-_BRACES = re.compile(r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\{1,3}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def _boxed(text: str) -> Extraction | None:

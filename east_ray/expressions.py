@@ -33,7 +33,7 @@ def evaluate(text: str) -> Value:
 
 
 _DERIVATIVE = re.compile(r"\\frac ?\{ ?d")
-_TOKEN = re.compile(r" *([0-9]+|\\[A-Za-z]+|\\.|[A-Za-z]+|\S|$)")
+_TOKEN = re.compile(r"\s*([0-9]+|\\[A-Za-z]+|\\.|[A-Za-z]+|\S|\Z)")
 _NUMBER = re.compile(r"([0-9]*)(?:(\.)([0-9]*)(?:\\(?:overline|bar|dot) ?\{? ?([0-9]+) ?\}?)?)?")
 _MIXED = re.compile(
     r" ?\\frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))| ([0-9]+) ?/ ?([0-9]+)(?![0-9.])"

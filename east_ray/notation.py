@@ -66,7 +66,10 @@ _RULES = tuple(
         (r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}|&(?==)", ""),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
-        (rf"(?<=[0-9}}]) *{_WRAPPER}\{{ *[A-Za-z] *\}}{_POWER}\.?$", ""),  # a unit of one letter: 5\text{ m}
+        (
+            rf"(?<=[0-9}}])(?: */? *{_WRAPPER}\{{ *[A-Za-z] *\}}{_POWER})+\.?$",
+            "",
+        ),  # one-letter units: 5\text{ m}/\text{s}
         (rf"(?<=[0-9]) [mgLsh]{_POWER}\.?$", ""),
         (rf"{_WRAPPER}\{{([^{{}}]*)\}}", r" \1 "),
         (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
@@ -113,7 +116,7 @@ _NO_UNIT = re.compile(  # words that change the number, or join it to another
     r"(?<![A-Za-z])(?:and|or|base|mod|to|if|for|when|where|with|dozen|hundred|thousand|million|billion|trillion|[ap]m)(?![a-z])"
     r"|sqrt|pi(?![a-z])"
 )
-_SHORT_UNITS = frozenset("sq cm mm km kg ft in lb oz mi yd hr ml mL".split())  # noqa: SIM905
+_SHORT_UNITS = frozenset("of sq cm mm km kg ft in lb oz mi yd hr ml mL".split())  # noqa: SIM905
 
 
 def _without_unit(text: str) -> str:
