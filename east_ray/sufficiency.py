@@ -109,7 +109,7 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
     drawn = _read(run, grades, shards)
     found = assess(drawn, config.selection.keep, config.sampling.adaptive or AdaptiveConfig(), seed=config.run.seed)
-    run.write_bytes(png.draw(_figure(found)), "report", "sufficiency.png")
+    run.write_bytes(png.draw(figure(found)), "report", "sufficiency.png")
     run.write_bytes(figures.to_csv([asdict(point) for point in found.curve]), "report", "sufficiency.csv")
     low, high = entropy_intervals(drawn.counts(), seed=config.run.seed)
     columns = (drawn.ids, drawn.entropy().tolist(), low.tolist(), high.tolist())
@@ -170,6 +170,31 @@ def advise(curve: Sequence[CurvePoint], num_samples: int) -> str:
     return (
         f"Keep n = {num_samples} or draw more: with {best.num_samples} samples the rank correlation is already down to "
         f"{best.rank_correlation:.2f}."
+    )
+
+
+def figure(found: Sufficiency) -> figures.Plot:
+    """Agreement with all samples against the number of samples."""
+    x = tuple(math.log2(point.num_samples) for point in found.curve)
+    lines = (
+        ("rank correlation", "rank_correlation", figures.EAST),
+        ("rank correlation, bias-corrected", "rank_correlation_corrected", 4),
+        ("top decile in common", "top_overlap", figures.VANILLA),
+        ("questions still kept", "still_kept", figures.NEUTRAL),
+    )
+    return figures.Plot(
+        name="sufficiency",
+        title=f"Would fewer than {found.num_samples} samples have done?",
+        caption=f"{found.questions:,} kept questions; means over {REPEATS} random subsamples of what was drawn. {found.advice}",
+        x_label="samples per question",
+        y_label="agreement with all samples",
+        series=tuple(
+            figures.Series(label, x, tuple(getattr(point, name) for point in found.curve), color=color)
+            for label, name, color in lines
+        ),
+        marks=((f"two runs of {found.num_samples}", found.reliability),),
+        x_ticks=tuple((v, str(point.num_samples)) for v, point in zip(x, found.curve, strict=True)),
+        y_high=1.0,
     )
 
 
@@ -247,27 +272,3 @@ def _top_overlap(few: np.ndarray, many: np.ndarray) -> float:
 def _weight_change(few: np.ndarray, many: np.ndarray) -> float:
     """Mean |w - w_all| at exponent 1."""
     return float(np.mean(np.abs(few / max(few.mean(), 1e-12) - many / max(many.mean(), 1e-12))))
-
-
-def _figure(found: Sufficiency) -> figures.Plot:
-    x = tuple(math.log2(point.num_samples) for point in found.curve)
-    lines = (
-        ("rank correlation", "rank_correlation", figures.EAST),
-        ("rank correlation, bias-corrected", "rank_correlation_corrected", 4),
-        ("top decile in common", "top_overlap", figures.VANILLA),
-        ("questions still kept", "still_kept", figures.NEUTRAL),
-    )
-    return figures.Plot(
-        name="sufficiency",
-        title=f"Would fewer than {found.num_samples} samples have done?",
-        caption=f"{found.questions:,} kept questions; means over {REPEATS} random subsamples of what was drawn. {found.advice}",
-        x_label="samples per question",
-        y_label="agreement with all samples",
-        series=tuple(
-            figures.Series(label, x, tuple(getattr(point, name) for point in found.curve), color=color)
-            for label, name, color in lines
-        ),
-        marks=((f"two runs of {found.num_samples}", found.reliability),),
-        x_ticks=tuple((v, str(point.num_samples)) for v, point in zip(x, found.curve, strict=True)),
-        y_high=1.0,
-    )
