@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+from ray_processes import BIN, ENVIRONMENT, short_directory
+from small_run import artefacts, is_whole, write_config
 
 from east_ray import storage
 from east_ray.records import UserError
@@ -276,6 +280,38 @@ def test_a_submitted_job_refuses_a_relative_run_directory(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="relative, and this is a submitted job"):
         RunDirectory("runs/x")
     assert RunDirectory("s3://bucket/x/").uri == "s3://bucket/x"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_on_s3_killed_while_sampling_and_while_training_ends_as_one_on_disk_that_was_not(
+    s3_uri: str, cache: Path, tmp_path: Path
+) -> None:
+    on_disk = write_config(tmp_path / "disk.toml", str(tmp_path / "run"))
+    on_s3 = write_config(tmp_path / "s3.toml", s3_uri)
+    with short_directory() as ray_directory:
+        environment = os.environ | ENVIRONMENT | {"RAY_TMPDIR": str(ray_directory)}
+
+        def run(config: Path, killed_at: str | None = None) -> None:
+            """`east-ray run`, to its end, or killed with all its processes once the store holds such a file."""
+            command = [BIN / "east-ray", "run", str(config)]
+            driver = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+            if killed_at is None:
+                assert driver.wait() == 0
+                return
+            while not any(re.search(killed_at, info.path) for info in storage.list_files(s3_uri, recursive=True)):
+                assert driver.poll() is None, f"it ended before there was a {killed_at}"
+                time.sleep(0.2)
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+
+        run(on_disk)
+        run(on_s3, killed_at="samples/shard-.*parquet")
+        run(on_s3, killed_at="checkpoint-")
+        run(on_s3)
+    expected = artefacts(str(tmp_path / "run"))
+    assert is_whole(expected)
+    assert artefacts(s3_uri) == expected
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
