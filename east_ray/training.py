@@ -22,6 +22,7 @@ from east_ray import console, storage
 from east_ray.batches import plan_training
 from east_ray.config import ModelConfig, TrainingConfig
 from east_ray.model_card import FACTS, write_model_card
+from east_ray.placement import beside_driver
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
 from east_ray.tokens import PreparedExamples, prepare_examples
@@ -74,7 +75,7 @@ def train(
     started = time.monotonic()
     work = "/".join([*output.split("/")[:-1], "training"])
     base_model = storage.absolute(base_model) if os.path.isdir(base_model) else base_model
-    task: Any = ray.remote(num_cpus=1, max_retries=0)
+    task: Any = ray.remote(num_cpus=1, max_retries=3)  # on another node when its own is lost; errors are not retried
     prepared: PreparedExamples = _get(
         task(prepare_examples).remote(
             run,
@@ -113,7 +114,7 @@ def train(
         training=training,
         model=model,
         seed=seed,
-        board=ray.remote(num_cpus=0)(Board).remote(),  # type: ignore[attr-defined]
+        board=beside_driver(Board),
     )
     _discard_damaged_state(job, title)
     news = _fit(job, f"{work}/log.jsonl", title)
