@@ -115,7 +115,8 @@ class RunDirectory:
         self.write_bytes(sink.getvalue().to_pybytes(), *parts)
 
     def delete(self, *parts: str) -> None:
-        """Delete a directory and all in it; nothing happens when it does not exist."""
+        """Delete a directory and all in it, if it exists; its manifest goes first, so that a kill leaves it unfinished."""
+        storage.delete_file(self.uri_of(*parts, MANIFEST))
         storage.delete_directory(self.uri_of(*parts))
 
     def append_metrics(self, **fields: Any) -> None:

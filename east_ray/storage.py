@@ -159,6 +159,14 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 @explain_errors
+def delete_file(uri: str) -> None:
+    """Delete a file; nothing happens when it does not exist."""
+    if exists(uri):
+        filesystem, path = open_filesystem(uri)
+        filesystem.delete_file(path)
+
+
+@explain_errors
 def delete_directory(uri: str) -> None:
     """Delete a directory and all in it; nothing happens when it does not exist."""
     if exists(uri):

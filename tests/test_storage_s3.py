@@ -119,6 +119,19 @@ def test_a_stage_is_complete_only_with_its_manifest_and_metrics_lines_accumulate
     assert run.read_bytes("metrics.jsonl").count(b"\n") == 2
 
 
+def test_a_kill_while_a_stage_is_deleted_leaves_it_unfinished(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(uri: str) -> None:
+        raise KeyboardInterrupt(uri)
+
+    run.stage("samples").complete({}, {})
+    monkeypatch.setattr(storage, "delete_directory", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.delete("samples")
+    assert not run.stage("samples").is_current({}, {})
+
+
 def test_a_write_killed_half_way_leaves_the_old_file_and_nothing_beside_it(s3_uri: str) -> None:
     run = RunDirectory(s3_uri)
     run.write_bytes(b"old", "samples", "shard-00000.parquet")
