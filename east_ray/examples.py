@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +24,11 @@ from east_ray.config import SelectionConfig
 from east_ray.records import EXAMPLES, UserError
 from east_ray.runs import RunDirectory
 from east_ray.selection import choose, training_rows
+from east_ray.shard_tasks import map_shards
 
 logger = logging.getLogger(__name__)
 
 GRADE_COLUMNS = ["question_id", "answers", "verdicts", "clusters", "truncated"]
-MAX_TASKS = 256
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def select(
         for loss, writer in writers.items():
             for batch in _earlier_rows(run, earlier, loss, writer.schema):
                 writer.write_batch(batch)
-        for chosen in _in_order(pick, shards):
+        for chosen in map_shards(pick, shards):
             for loss, writer in writers.items():
                 rows = chosen.filter(pc.equal(chosen["loss"], loss))
                 tallies[loss].add(rows)
@@ -123,18 +123,8 @@ def _earlier_rows(run: RunDirectory, earlier: Sequence[str], loss: str, schema: 
             yield from (batch.cast(schema) for batch in pq.ParquetFile(source).iter_batches(columns=schema.names))
 
 
-def _in_order(pick: Callable[[pa.Table], pa.Table], shards: Sequence[str]) -> Iterator[pa.Table]:
-    """`pick` applied to every shard name by Ray Data tasks; results come in the shards' order, a few at a time."""
-    import ray.data
-
-    dataset = ray.data.from_items([{"shard": name} for name in shards], override_num_blocks=min(len(shards), MAX_TASKS))
-    dataset = dataset.map_batches(pick, batch_size=1, batch_format="pyarrow")
-    dataset.context.execution_options.preserve_order = True
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
 def _select_shard(
-    batch: pa.Table,
+    shard: str,
     run: RunDirectory,
     directories: tuple[str, str, str],
     prompts: pa.Table,
@@ -144,8 +134,7 @@ def _select_shard(
     seed: int,
     round_index: int,
 ) -> pa.Table:
-    """The training rows, of all losses, of the one shard that `batch` names."""
-    (shard,) = batch["shard"].to_pylist()
+    """The training rows, of all losses, of one shard."""
     wanted = (["question_id", "completions", "completion_tokens"], GRADE_COLUMNS, ["question_id", "reason", *columns])
     read = [run.read_table(d, shard, columns=names) for d, names in zip(directories, wanted, strict=True)]
     same = all(table["question_id"].equals(read[0]["question_id"]) for table in read)
