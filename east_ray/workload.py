@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
+import numpy as np
 
 from east_ray.config import Config
 from east_ray.footprint import Architecture
@@ -105,12 +105,12 @@ def read_actual(run: RunDirectory) -> Actual | None:
     completion = kept = None
     if run.exists("round-00", "weights", "manifest.json"):
         weights = run.read_table("round-00", "weights", "weights.parquet", columns=["mean_tokens", "reason"])
-        completion = pc.mean(weights["mean_tokens"]).as_py()
+        completion = float(np.mean(weights["mean_tokens"].to_numpy()))
         kept = weights["reason"].null_count / max(weights.num_rows, 1)
     return Actual(
         train=len(prompts),
         test=test,
-        prompt_tokens=pc.mean(pc.list_value_length(prompts)).as_py(),
+        prompt_tokens=float(np.mean([len(ids) for ids in prompts])),
         completion_tokens=completion,
         kept_share=kept,
         seconds=_seconds_by_phase(run),
