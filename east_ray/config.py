@@ -35,31 +35,35 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: str = Field("runs/east", description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix.")
-    seed: int = Field(0, ge=0, description="Seed of samples, selections and training order.")
+    dir: str = Field(
+        default="runs/east", description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of samples, selections and training order.")
     rounds: int = Field(
-        1, ge=1, description="T, rounds of sample-weigh-train (Algorithm 1; 3 in the paper's section 4.2)."
+        default=1, ge=1, description="T, rounds of sample-weigh-train (Algorithm 1; 3 in the paper's section 4.2)."
     )
     start_from: Literal["previous", "base"] = Field(
-        "previous",
+        default="previous",
         description="Which weights training starts from in round t > 0: the model just trained (Algorithm 1) or the base.",
     )
     data: Literal["replace", "accumulate"] = Field(
-        "replace", description="Train on this round's examples only, or on those of every round so far."
+        default="replace", description="Train on this round's examples only, or on those of every round so far."
     )
-    parallel_arms: int = Field(1, ge=1, description="Arms trained at the same time, as far as the cluster has room.")
+    parallel_arms: int = Field(
+        default=1, ge=1, description="Arms trained at the same time, as far as the cluster has room."
+    )
 
 
 class ModelConfig(Section):
     path: str = Field(
         description="Hugging Face model directory, or a hub name such as meta-llama/Llama-3.2-1B-Instruct."
     )
-    revision: str | None = Field(None, description="Hub revision; ignored for a directory.")
+    revision: str | None = Field(default=None, description="Hub revision; ignored for a directory.")
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
-        "bfloat16", description="Weights' type in sampling and training (B.2)."
+        default="bfloat16", description="Weights' type in sampling and training (B.2)."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the model. Only for models you trust."
+        default=False, description="Run Python code that comes with the model. Only for models you trust."
     )
 
 
@@ -67,59 +71,64 @@ class QuestionsConfig(Section):
     train: str = Field(
         description="JSONL or Parquet file (local, s3://, gs://), or a hub dataset as hf://owner/name[/config]:split."
     )
-    test: str | None = Field(None, description="Same, for evaluation.")
-    train_limit: int | None = Field(None, gt=0, description="Use only the first so many training questions.")
-    test_limit: int | None = Field(None, gt=0, description="Use only the first so many test questions.")
+    test: str | None = Field(default=None, description="Same, for evaluation.")
+    train_limit: int | None = Field(default=None, gt=0, description="Use only the first so many training questions.")
+    test_limit: int | None = Field(default=None, gt=0, description="Use only the first so many test questions.")
     validation_share: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="Share of the training questions held out to choose the exponent on (never the test set).",
     )
     id_column: str = Field(
-        "id", description="Column with a unique id; made from the row number where the file has none."
+        default="id", description="Column with a unique id; made from the row number where the file has none."
     )
-    question_column: str = Field("question", description="Column with the question's text.")
+    question_column: str = Field(default="question", description="Column with the question's text.")
     answer_column: str = Field(
-        "answer",
+        default="answer",
         description="Column with the reference: a bare answer, a GSM8K solution (#### 42) or a MATH solution (\\boxed{}).",
     )
     skip_without_reference: bool = Field(
-        False,
+        default=False,
         description="Leave out, and count, questions whose reference answer is empty (MATH's training set has two).",
     )
     system_prompt: str | None = Field(
-        "Please reason step by step, and put your final answer within \\boxed{}.",
+        default="Please reason step by step, and put your final answer within \\boxed{}.",
         description="System message before every question (A).",
     )
 
 
 class AdaptiveConfig(Section):
-    min_samples: int = Field(16, ge=2, description="Completions every question starts with.")
+    min_samples: int = Field(default=16, ge=2, description="Completions every question starts with.")
     width: float = Field(
-        0.8, gt=0, description="Draw more while the 95% interval of a question's entropy is wider than this, nats."
+        default=0.8,
+        gt=0,
+        description="Draw more while the 95% interval of a question's entropy is wider than this, nats.",
     )
 
 
 class SamplingConfig(Section):
-    num_samples: int = Field(128, ge=1, description="n, completions per question (4.1).")
+    num_samples: int = Field(default=128, ge=1, description="n, completions per question (4.1).")
     temperature: float = Field(
-        1.0, ge=0, description="Sampling temperature; 1.0 measures the model's own distribution."
+        default=1.0, ge=0, description="Sampling temperature; 1.0 measures the model's own distribution."
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus share.")
-    max_new_tokens: int = Field(2048, ge=1, description="Longest completion, tokens; longer ones count as truncated.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
+    max_new_tokens: int = Field(
+        default=2048, ge=1, description="Longest completion, tokens; longer ones count as truncated."
+    )
     adaptive: AdaptiveConfig | None = Field(
-        None, description="Start with fewer completions and draw up to num_samples only where the entropy is uncertain."
+        default=None,
+        description="Start with fewer completions and draw up to num_samples only where the entropy is uncertain.",
     )
-    questions_per_shard: int = Field(32, ge=1, description="Questions per output file, the unit of resuming.")
-    min_engines: int = Field(1, ge=1, description="Fewest vLLM engines in the pool.")
-    max_engines: int = Field(1, ge=1, description="Most vLLM engines in the pool.")
-    gpus_per_engine: float = Field(0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU.")
-    cpus_per_engine: float = Field(1, ge=0, description="CPU cores one engine reserves.")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which one layer is split.")
-    pipeline_parallel_size: int = Field(1, ge=1, description="GPUs over which the layers are split.")
+    questions_per_shard: int = Field(default=32, ge=1, description="Questions per output file, the unit of resuming.")
+    min_engines: int = Field(default=1, ge=1, description="Fewest vLLM engines in the pool.")
+    max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
+    gpus_per_engine: float = Field(default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU.")
+    cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs over which one layer is split.")
+    pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs over which the layers are split.")
     kv_cache_gib: float | None = Field(
-        None, gt=0, description="KV cache on a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
+        default=None, gt=0, description="KV cache on a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
     )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed as they are."
@@ -128,7 +137,7 @@ class SamplingConfig(Section):
         default_factory=dict, description="Ray node labels an engine must be placed on, e.g. market-type = spot."
     )
     max_failed_share: float = Field(
-        0.01, ge=0, le=1, description="The run stops when more than this share of questions failed."
+        default=0.01, ge=0, le=1, description="The run stops when more than this share of questions failed."
     )
 
     operational: ClassVar[frozenset[str]] = frozenset(
@@ -150,44 +159,46 @@ class SamplingConfig(Section):
 
 class GradingConfig(Section):
     cluster: Literal["canonical", "string"] = Field(
-        "canonical",
+        default="canonical",
         description="Cluster answers by mathematical meaning, or by their string as the released scripts do.",
     )
     unanswered: Literal["cluster", "ignore"] = Field(
-        "cluster",
+        default="cluster",
         description="Completions without an answer form a cluster of their own, or are left out of the entropy.",
     )
-    answer_tags: bool = Field(False, description="Also accept <answer>...</answer> (R1-style prompts).")
+    answer_tags: bool = Field(default=False, description="Also accept <answer>...</answer> (R1-style prompts).")
     last_number: bool = Field(
-        False, description="Fall back to the last number in the text, as the released scripts do."
+        default=False, description="Fall back to the last number in the text, as the released scripts do."
     )
     deadline_seconds: float = Field(
-        5.0, gt=0, description="Wall limit for one symbolic comparison; past it the verdict is an error."
+        default=5.0, gt=0, description="Wall limit for one symbolic comparison; past it the verdict is an error."
     )
-    memory_gib: float = Field(1.0, gt=0, description="Memory limit of one symbolic worker, GiB.")
-    workers: int = Field(1, ge=1, description="Grading actors (one CPU core each).")
+    memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of one symbolic worker, GiB.")
+    workers: int = Field(default=1, ge=1, description="Grading actors (one CPU core each).")
     labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a grader must be placed on.")
 
     operational: ClassVar[frozenset[str]] = frozenset({"workers", "labels"})
 
 
 class WeightingConfig(Section):
-    measure: Measure = Field("entropy", description="entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
-    mapping: MappingName = Field("power", description="power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
+    measure: Measure = Field(default="entropy", description="entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
+    mapping: MappingName = Field(default="power", description="power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
     exponent: float = Field(
-        1.0, ge=-10, le=10, description="a of eq. 6; 0 is plain self-training, the paper searches [-3, 3]."
+        default=1.0, ge=-10, le=10, description="a of eq. 6; 0 is plain self-training, the paper searches [-3, 3]."
     )
-    range: float | None = Field(None, gt=0, description="R of the linear mapping (eq. 4).")
-    clip: float | None = Field(None, gt=1, description="Cap weights at this value, keeping their mean at 1.")
+    range: float | None = Field(default=None, gt=0, description="R of the linear mapping (eq. 4).")
+    clip: float | None = Field(default=None, gt=1, description="Cap weights at this value, keeping their mean at 1.")
     min_effective_share: float = Field(
-        0.1, ge=0, le=1, description="Warn when effective sample size / kept questions falls below this."
+        default=0.1, ge=0, le=1, description="Warn when effective sample size / kept questions falls below this."
     )
     max_length_effect: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         description="Warn when weights follow length so that a token-mean loss changes the learning rate by more.",
     )
-    on_unhealthy: Literal["warn", "stop"] = Field("warn", description="What to do when the weights are unhealthy.")
+    on_unhealthy: Literal["warn", "stop"] = Field(
+        default="warn", description="What to do when the weights are unhealthy."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -200,82 +211,87 @@ class WeightingConfig(Section):
 
 class SelectionConfig(Section):
     keep: Literal["mixed", "solved"] = Field(
-        "mixed",
+        default="mixed",
         description="Keep questions with a correct and an incorrect completion (released scripts), or any correct one (paper's SFT).",
     )
     negative: Literal["random", "dominant"] = Field(
-        "random",
+        default="random",
         description="Negative drawn uniformly from the incorrect completions (paper) or from the most frequent wrong cluster.",
     )
     pairs_per_question: int = Field(
-        1, ge=1, description="Positives (and negatives) drawn per kept question, without replacement."
+        default=1, ge=1, description="Positives (and negatives) drawn per kept question, without replacement."
     )
     exclude_test_questions: bool = Field(
-        True, description="Drop training questions whose text is also in the test set."
+        default=True, description="Drop training questions whose text is also in the test set."
     )
 
 
 class SftConfig(Section):
-    learning_rate: float = Field(2e-6, gt=0, description="Peak learning rate (4.1).")
+    learning_rate: float = Field(default=2e-6, gt=0, description="Peak learning rate (4.1).")
 
 
 class PreferenceConfig(Section):
-    learning_rate: float = Field(2e-7, gt=0, description="Peak learning rate (4.1).")
-    beta: float = Field(0.01, gt=0, description="Strength of the pull towards the reference model (4.1).")
+    learning_rate: float = Field(default=2e-7, gt=0, description="Peak learning rate (4.1).")
+    beta: float = Field(default=0.01, gt=0, description="Strength of the pull towards the reference model (4.1).")
 
 
 class LoraConfig(Section):
-    rank: int = Field(16, ge=1, description="Rank (B.2).")
-    alpha: int = Field(16, ge=1, description="Scaling alpha (B.2).")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    rank: int = Field(default=16, ge=1, description="Rank (B.2).")
+    alpha: int = Field(default=16, ge=1, description="Scaling alpha (B.2).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        "all-linear", description="Modules that get an adapter."
+        default="all-linear", description="Modules that get an adapter."
     )
 
 
 class TrainingConfig(Section):
-    loss: Loss = Field("sft", description="Which loss is weighted (eq. 7): sft, dpo or kto.")
+    loss: Loss = Field(default="sft", description="Which loss is weighted (eq. 7): sft, dpo or kto.")
     sft: SftConfig = Field(default_factory=SftConfig, description="Settings used when loss = sft.")
     dpo: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Settings used when loss = dpo.")
     kto: PreferenceConfig = Field(
         default_factory=lambda: PreferenceConfig(beta=0.05), description="Settings used when loss = kto."
     )
-    epochs: float = Field(3, gt=0, description="Passes over the examples (4.1).")
-    max_steps: int = Field(-1, description="Stop after so many optimizer steps; -1 trains all epochs.")
-    batch_size: int = Field(16, ge=1, description="Examples per optimizer step over all workers (4.1).")
-    micro_batch_size: int = Field(4, ge=1, description="Examples per forward pass and worker.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps with rising learning rate (4.1).")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping norm.")
+    epochs: float = Field(default=3, gt=0, description="Passes over the examples (4.1).")
+    max_steps: int = Field(default=-1, description="Stop after so many optimizer steps; -1 trains all epochs.")
+    batch_size: int = Field(default=16, ge=1, description="Examples per optimizer step over all workers (4.1).")
+    micro_batch_size: int = Field(default=4, ge=1, description="Examples per forward pass and worker.")
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the steps with rising learning rate (4.1)."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Gradient clipping norm.")
     max_length: int = Field(
-        4096, ge=1, description="Longest prompt + completion, tokens; longer examples are refused, not cut."
+        default=4096, ge=1, description="Longest prompt + completion, tokens; longer examples are refused, not cut."
     )
     normalization: Literal["token", "sequence"] = Field(
-        "token", description="SFT: token mean over the optimizer batch (TRL's), or mean of per-sequence means."
+        default="token", description="SFT: token mean over the optimizer batch (TRL's), or mean of per-sequence means."
     )
     weight_granularity: Literal["example", "microbatch"] = Field(
-        "example",
+        default="example",
         description="Exact weight per example, or mean loss x mean weight per micro-batch (released scripts; for comparison).",
     )
     local_weight: Literal["none", "perplexity", "wpo"] = Field(
-        "none",
+        default="none",
         description="Baselines LW(P) (eq. 8-9) and LW(W) (eq. 10), computed from the policy's own token probabilities.",
     )
-    lora: LoraConfig | None = Field(None, description="Train a LoRA adapter instead of all parameters.")
-    workers: int = Field(1, ge=1, description="Ray Train workers (one GPU each when use_gpu).")
-    use_gpu: bool = Field(False, description="Train on GPUs.")
-    cpus_per_worker: float = Field(1, gt=0, description="CPU cores one worker reserves.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
-    offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    lora: LoraConfig | None = Field(default=None, description="Train a LoRA adapter instead of all parameters.")
+    workers: int = Field(default=1, ge=1, description="Ray Train workers (one GPU each when use_gpu).")
+    use_gpu: bool = Field(default=False, description="Train on GPUs.")
+    cpus_per_worker: float = Field(default=1, gt=0, description="CPU cores one worker reserves.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
     precompute_reference: bool = Field(
-        False, description="DPO: compute the reference log-probabilities once instead of keeping the model."
+        default=False, description="DPO: compute the reference log-probabilities once instead of keeping the model."
     )
-    checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
-    max_failures: int = Field(3, ge=0, description="Times a died worker group is restarted from its last checkpoint.")
+    checkpoint_steps: int = Field(default=50, ge=1, description="Optimizer steps between checkpoints.")
+    max_failures: int = Field(
+        default=3, ge=0, description="Times a died worker group is restarted from its last checkpoint."
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a worker must be placed on.")
     report_to: tuple[str, ...] = Field(
-        (), description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".'
+        default=(),
+        description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
     )
 
     operational: ClassVar[frozenset[str]] = frozenset(
@@ -311,16 +327,18 @@ class TrainingConfig(Section):
 
 class EvaluationConfig(Section):
     num_samples: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Further sampled completions per test question for pass@k and maj@k; 0: greedy accuracy only.",
     )
-    temperature: float = Field(1.0, gt=0, description="Temperature of those.")
+    temperature: float = Field(default=1.0, gt=0, description="Temperature of those.")
     max_new_tokens: int | None = Field(
-        None, ge=1, description="Longest completion; sampling.max_new_tokens where not given."
+        default=None, ge=1, description="Longest completion; sampling.max_new_tokens where not given."
     )
-    compare_math_verify: bool = Field(False, description="Also report plain math-verify's verdicts beside ours.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of every interval.")
+    compare_math_verify: bool = Field(
+        default=False, description="Also report plain math-verify's verdicts beside ours."
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every interval.")
 
 
 class Arm(Section):
@@ -330,7 +348,7 @@ class Arm(Section):
     set: dict[str, Any] = Field(
         default_factory=dict, description="Dotted weighting.* and training.* settings (and run.seed) this arm changes."
     )
-    rounds: int | None = Field(None, ge=1, description="Rounds of this arm; run.rounds where not given.")
+    rounds: int | None = Field(default=None, ge=1, description="Rounds of this arm; run.rounds where not given.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -345,17 +363,17 @@ class Arm(Section):
 class ReproduceConfig(Section):
     """What `east-ray reproduce` trains: Table 1, and Figures 3 to 5 with SFT as in the paper."""
 
-    losses: tuple[Loss, ...] = Field(("sft", "dpo", "kto"), description="Blocks of Table 1.")
+    losses: tuple[Loss, ...] = Field(default=("sft", "dpo", "kto"), description="Blocks of Table 1.")
     exponents: tuple[float, ...] = Field(
-        (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3),
+        default=(-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3),
         description="Exponents of Figure 3 (B.2).",
     )
     ablation_exponents: tuple[float, ...] = Field(
-        (0.5, 1, 1.5), description="Exponents over which Figure 5 averages each measure (4.3)."
+        default=(0.5, 1, 1.5), description="Exponents over which Figure 5 averages each measure (4.3)."
     )
-    rounds: int = Field(3, ge=1, description="Rounds of Figure 4, for vanilla and EAST (4.2).")
+    rounds: int = Field(default=3, ge=1, description="Rounds of Figure 4, for vanilla and EAST (4.2).")
     seeds: tuple[int, ...] = Field(
-        (0,), min_length=1, description="Training seeds; every arm is trained once per seed."
+        default=(0,), min_length=1, description="Training seeds; every arm is trained once per seed."
     )
 
 
@@ -370,7 +388,7 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     arms: tuple[Arm, ...] = Field(
-        (Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
+        default=(Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
         description="What is trained on the same samples; by default plain self-training and EAST.",
     )
     sweep: dict[str, tuple[Any, ...]] = Field(
