@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from east_ray import storage
 from east_ray.answers import reference_answer
 from east_ray.config import ModelConfig, QuestionsConfig
 from east_ray.records import QUESTIONS, UserError, prompt_hash
@@ -125,7 +126,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            storage.local_copy(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -186,8 +186,10 @@ def fingerprint_source(source: str, revision: str | None = None) -> str:
     """Fingerprint of a file, a directory (a model) or a name on a hub, by content as far as that is cheap.
 
     Files are read at their start, their end and every 64 MiB between, 64 KiB each, so that a large model costs little and
-    other weights of the same shape still differ.
+    other weights of the same shape still differ. On s3:// and gs:// names, sizes and times stand for the content.
     """
+    if source.startswith(("s3://", "gs://")):
+        return fingerprint([source, storage.listing(source)])
     path = Path(source).expanduser()
     if not path.exists():
         return fingerprint([source, revision])

@@ -115,6 +115,15 @@ def list_files(uri: str, recursive: bool = False) -> list[pafs.FileInfo]:
 
 
 @explain_errors
+def listing(uri: str) -> list[tuple[str, int, int | None]]:
+    """Name below `uri`, bytes and modification time (ns) of every file of a directory, or of the one file that it is."""
+    filesystem, path = open_filesystem(uri)
+    own = filesystem.get_file_info(path)
+    files = [own] if own.type == pafs.FileType.File else list_files(uri, recursive=True)
+    return [(info.path.removeprefix(path).lstrip("/"), info.size, info.mtime_ns) for info in files]
+
+
+@explain_errors
 def read_bytes(uri: str) -> bytes:
     filesystem, path = open_filesystem(uri)
     with filesystem.open_input_stream(path) as stream:
@@ -196,24 +205,23 @@ def local_copy(uri: str) -> str:
     """
     if is_local(uri):
         return uri.removeprefix("file://")
-    files = list_files(uri, recursive=True)
+    files = listing(uri)
     if not files:
         raise FileNotFoundError(f"{_without_secrets(uri)} holds no files")
     filesystem, root = open_filesystem(uri)
-    listing = [(info.path.removeprefix(root), info.size, info.mtime_ns) for info in files]
-    key = hashlib.sha256(repr((_without_secrets(uri), listing)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((_without_secrets(uri), files)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/east-ray")).expanduser() / "copies"
     copy = cache / key
     if not copy.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        _make_room(cache, sum(info.size for info in files), uri)
+        _make_room(cache, sum(size for _, size, _ in files), uri)
         attempt = cache / f".{key}.{uuid.uuid4().hex[:8]}"
         started = time.monotonic()
         try:
-            for name, _, _ in listing:
-                target = attempt / name.lstrip("/")
+            for name, _, _ in files:
+                target = attempt / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                pafs.copy_files(root + name, str(target), filesystem, pafs.LocalFileSystem(), chunk_size=8 << 20)
+                pafs.copy_files(f"{root}/{name}", str(target), filesystem, pafs.LocalFileSystem(), chunk_size=8 << 20)
             attempt.rename(copy)
         except OSError:
             if not copy.is_dir():  # another process was first: its copy is as good

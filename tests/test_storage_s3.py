@@ -23,7 +23,7 @@ from small_run import artefacts, is_whole, write_config
 
 from east_ray import storage
 from east_ray.records import UserError
-from east_ray.runs import RunDirectory
+from east_ray.runs import RunDirectory, fingerprint_source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -224,6 +224,18 @@ def test_processes_that_ask_for_a_copy_at_the_same_time_all_get_a_whole_one(
     assert len(set(answers)) == 1
     assert contents(Path(answers[0])) == contents(model)
     assert [path.name for path in (cache / "copies").iterdir()] == [Path(answers[0]).name]
+
+
+def test_questions_or_a_model_changed_on_the_store_have_another_fingerprint(s3_uri: str, tmp_path: Path) -> None:
+    run = RunDirectory(s3_uri)
+    run.write_bytes(b"{}", "train.jsonl")
+    run.upload(str(make_model(tmp_path / "saved", weight=b"1")), "model")
+    names = ("train.jsonl", "model")
+    before = [fingerprint_source(run.uri_of(name)) for name in names]
+    assert before == [fingerprint_source(run.uri_of(name)) for name in names]
+    run.write_bytes(b"{} ", "train.jsonl")
+    run.write_bytes(b"22", "model", "model.safetensors")
+    assert not set(before) & {fingerprint_source(run.uri_of(name)) for name in names}
 
 
 def test_old_copies_make_room_and_recent_ones_stay(
