@@ -163,8 +163,8 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
         paths = [info.path for info in list_files(uri) if info.path.endswith(".parquet")]
     # Without partitioning=None a directory called `a=1` (an arm) would add a column `a`.
     return pa.concat_tables(
-        pq.read_table(name, filesystem=filesystem, columns=columns, partitioning=None)
-        for name in paths  # type: ignore[arg-type]
+        pq.read_table(name, filesystem=filesystem, columns=columns, partitioning=None)  # type: ignore[arg-type]
+        for name in paths
     )
 
 
