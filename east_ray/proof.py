@@ -48,6 +48,7 @@ def prove_weights(trainer: WeightedTrainer) -> Proof:
     finally:
         trainer.model.train(was_training)
         trainer._metrics["eval"].clear()
+        trainer._weighted_loss = torch.zeros_like(trainer._weighted_loss)
         trainer.multiplier_B = None
     size = expected.norm()
     distance = (expected - actual).norm() / size if size > 0 else actual.norm()
