@@ -64,7 +64,8 @@ def _series(series: Series, index: int, x: Callable[[float], float], y: Callable
         area = f"{tops}V{y(0):.1f}H{points[0][0]:.1f}Z"
         return f'<g class="c{series.color}"><path class="area" d="{area}"/><path class="line" d="{tops}"/></g>'
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
-    parts = [f'<path class="line" d="{path}"/>'] if len(points) > 1 else []
+    width = 2 + 1.5 * max(0, min(len(plot.series), 4) - 1 - index)  # wider below, so that equal lines both show
+    parts = [f'<path class="line" style="stroke-width:{width}" d="{path}"/>'] if len(points) > 1 else []
     for low, high, (a, _) in zip(series.low, series.high, points, strict=bool(series.low)):
         parts.append(f'<path class="whisker" d="M{a:.1f} {y(low):.1f}V{y(high):.1f}"/>')
     if series.low or len(points) <= 24:

@@ -132,6 +132,10 @@ def _training_sentence(default: Comparison, row: Comparison, level: float) -> st
 def _weighting_sentence(row: Comparison, level: float) -> str:
     d = row.to_vanilla
     assert d is not None
+    if d.gained == d.lost == 0:
+        return (
+            f"{row.name} and {d.baseline} are right about the same of these {row.num_questions:,} questions, every one."
+        )
     if _is_clear(row, level):
         better = "better" if d.estimate > 0 else "worse"
         return f"{row.name} is {better} than {d.baseline} by {_known(d)}, p {probability(d.p_adjusted)}."
@@ -163,7 +167,7 @@ def _known(d: Difference) -> str:
 def _detectable(least: float, most: float) -> str:
     """What could have been seen, between the arm for which it was easiest and the one for which it was hardest."""
     if least >= 1:
-        return "they are too few to show any difference"
+        return "the arms disagree on too few of them to show any difference"
     if most >= 1:
         return f"a difference of {100 * least:.1f} points or more could have been seen"
     if round(100 * least, 1) == round(100 * most, 1):

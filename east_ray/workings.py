@@ -209,7 +209,7 @@ def cost(f: Findings) -> Chapter | None:
     table = Table(
         ("step", "parts", "wall time", "tokens", "tokens per second"),
         tuple(rows),
-        "Wall time includes starting engines and workers. A step that was stopped and continued shows the time of its last part, and no rate.",
+        "Wall time includes starting engines and workers. A step that was stopped and continued shows the time of its last part, and no rate. Evaluation counts its greedy tokens.",
     )
     return Chapter("cost", "Cost", "Time and tokens", tables=(table,))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,15 @@ def test_the_confidence_of_the_config_decides_what_counts_as_significant() -> No
     rows = [DEFAULT_ROW, VANILLA_ROW, row("east", 0.44, 0.04, 0.03)]
     assert "beats" in describe(rows, 0.95).headline
     assert "cannot be told apart" in describe(rows, 0.99).headline
+
+
+def test_arms_that_answer_alike_are_said_to() -> None:
+    same = row("east", 0.4, 0.0, 1.0)
+    assert same.to_vanilla is not None
+    same = replace(same, to_vanilla=replace(same.to_vanilla, gained=0.0, lost=0.0))
+    assert (
+        "right about the same of these 1,000 questions" in describe([DEFAULT_ROW, VANILLA_ROW, same], 0.95).sentences[1]
+    )
 
 
 def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
