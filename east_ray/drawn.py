@@ -41,8 +41,11 @@ class Drawn:
         key_Q_N = rng.random(self.cluster_Q_N.shape)
         key_Q_N[np.arange(key_Q_N.shape[1]) >= self.total_Q[:, None]] = 2.0
         order = np.argsort(key_Q_N, axis=1)
-        arrays = (self.cluster_Q_N, self.correct_Q_N, self.incorrect_Q_N)
-        return Drawn(self.ids, *(np.take_along_axis(a, order, axis=1) for a in arrays), self.total_Q)
+        cluster, correct, incorrect = (
+            np.take_along_axis(array, order, axis=1)
+            for array in (self.cluster_Q_N, self.correct_Q_N, self.incorrect_Q_N)
+        )
+        return Drawn(self.ids, cluster, correct, incorrect, self.total_Q)
 
     def part(self, start: int, stop: int | np.ndarray) -> Drawn:
         """Completions [start, stop) of every question; `stop` may differ by question."""
@@ -64,8 +67,8 @@ class Drawn:
 
     def kept(self, keep: str) -> np.ndarray:
         """Which questions have a correct completion and, for keep = "mixed", an incorrect one."""
-        solved = self.correct_Q_N.any(axis=1)
-        return solved & self.incorrect_Q_N.any(axis=1) if keep == "mixed" else solved
+        solved_Q = np.any(self.correct_Q_N, axis=1)
+        return np.logical_and(solved_Q, np.any(self.incorrect_Q_N, axis=1)) if keep == "mixed" else np.asarray(solved_Q)
 
 
 def gather(rows: Sequence[dict[str, Any]]) -> Drawn:

@@ -94,7 +94,7 @@ def select(
                 writer.write_batch(batch)
         for chosen in map_shards(pick, shards):
             for loss, writer in writers.items():
-                rows = chosen.filter(pc.equal(chosen["loss"], loss))
+                rows = chosen.filter(pa.array(chosen["loss"].to_numpy() == loss))
                 tallies[loss].add(rows)
                 writer.write_table(rows.select(writer.schema.names).cast(writer.schema))
     pairs = selection.pairs_per_question
@@ -139,9 +139,9 @@ def _select_shard(
     read = [run.read_table(d, shard, columns=names) for d, names in zip(directories, wanted, strict=True)]
     same = all(table["question_id"].equals(read[0]["question_id"]) for table in read)
     assert same, f"{shard} holds different questions in {', '.join(directories)}"
-    kept = pc.is_null(read[2]["reason"])
+    kept = read[2]["reason"].is_null()
     samples, grades, weights = (table.filter(kept) for table in read)
-    positions = pc.index_in(samples["question_id"], value_set=prompts["question_id"])
+    positions = pc.index_in(samples["question_id"], value_set=prompts["question_id"])  # type: ignore[attr-defined]
     assert not positions.null_count, f"{directories[0]}/{shard} holds questions that the run's questions lack"
     prompt_of = prompts["prompt"].take(positions).to_pylist()
 

@@ -135,4 +135,4 @@ def _digest(text: str) -> bytes:
 def _is_in(grades: pa.Table, excluded: Collection[str]) -> np.ndarray:
     if not excluded:
         return np.zeros(len(grades), dtype=bool)
-    return pc.is_in(grades["question_id"], value_set=pa.array(sorted(excluded))).to_numpy()
+    return pc.is_in(grades["question_id"], value_set=pa.array(sorted(excluded))).to_numpy()  # type: ignore[attr-defined]

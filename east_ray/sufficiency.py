@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -112,9 +112,10 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
     run.write_bytes(png.draw(figure(found)), "report", "sufficiency.png")
     run.write_bytes(figures.to_csv([asdict(point) for point in found.curve]), "report", "sufficiency.csv")
     low, high = entropy_intervals(drawn.counts(), seed=config.run.seed)
-    columns = (drawn.ids, drawn.entropy().tolist(), low.tolist(), high.tolist())
-    names = ("question_id", "entropy", "low", "high")
-    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    rows = [
+        {"question_id": name, "entropy": h, "low": below, "high": above}
+        for name, h, below, above in zip(drawn.ids, drawn.entropy().tolist(), low.tolist(), high.tolist(), strict=True)
+    ]
     run.write_bytes(figures.to_csv(rows), "report", "entropy_intervals.csv")
     return replace(found, figure=run.uri_of("report", "sufficiency.png"))
 
@@ -225,7 +226,8 @@ def _compare(part: Drawn, whole: Drawn, size: int, keep: str) -> CurvePoint:
 def _mean(found: Sequence[T]) -> T:
     """Field by field; a field that is the same in all stays as it is."""
     columns = zip(*(astuple(one) for one in found), strict=True)
-    return type(found[0])(*(column[0] if len(set(column)) == 1 else float(np.mean(column)) for column in columns))
+    values: list[Any] = [column[0] if len(set(column)) == 1 else float(np.mean(column)) for column in columns]
+    return type(found[0])(*values)
 
 
 def _replay(drawn: Drawn, kept_Q: np.ndarray, keep: str, adaptive: AdaptiveConfig) -> Replay:
@@ -259,7 +261,7 @@ def _ranks_agree(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's correlation; 1 where either side has no ranks to disagree about."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 1.0
-    return float(stats.spearmanr(first, second).statistic)
+    return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
 
 
 def _top_overlap(few: np.ndarray, many: np.ndarray) -> float:

@@ -31,8 +31,16 @@ class Health:
         positive = weights[weights > 0]
         bins = np.floor(np.log2(positive) * BINS_PER_OCTAVE).astype(np.int64)
         histogram = {int(b): (int((bins == b).sum()), exact_sum(positive[bins == b])) for b in np.unique(bins)}
-        sums = (exact_sum(x) for x in (weights, weights * weights, weights * tokens, tokens, tokens * tokens))
-        return Health(len(weights), float(weights.max(initial=0.0)), *sums, histogram)
+        return Health(
+            count=len(weights),
+            largest=float(weights.max(initial=0.0)),
+            w=exact_sum(weights),
+            ww=exact_sum(weights * weights),
+            wt=exact_sum(weights * tokens),
+            t=exact_sum(tokens),
+            tt=exact_sum(tokens * tokens),
+            histogram=histogram,
+        )
 
     def __add__(self, other: Health) -> Health:
         histogram = dict(self.histogram)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from east_ray import uncertainty
 from east_ray.config import SelectionConfig, WeightingConfig
@@ -107,7 +106,7 @@ def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = froze
     """GRADES rows (the columns in COLUMNS) -> MEASURES rows, in the same order."""
     columns = {
         "question_id": grades["question_id"],
-        "num_clusters": pc.list_value_length(grades["cluster_sizes"]),
+        "num_clusters": np.diff(grades["cluster_sizes"].combine_chunks().offsets.to_numpy()),
         **{name: measure(grades, name) for name in uncertainty.MEASURES},
         "mean_tokens": grades["mean_tokens"],
         "reason": drop_reasons(grades, keep, excluded),
