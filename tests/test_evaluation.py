@@ -265,7 +265,8 @@ def test_arms_that_answer_alike_are_said_to() -> None:
     assert same.to_vanilla is not None
     same = replace(same, to_vanilla=replace(same.to_vanilla, gained=0.0, lost=0.0))
     assert (
-        "right about the same of these 1,000 questions" in describe([DEFAULT_ROW, VANILLA_ROW, same], 0.95).sentences[1]
+        "answer exactly the same of these 1,000 questions correctly"
+        in describe([DEFAULT_ROW, VANILLA_ROW, same], 0.95).sentences[1]
     )
 
 
