@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations.integration_utils import is_tensorboard_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.base_trainer import _BaseTrainer
