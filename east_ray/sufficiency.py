@@ -186,15 +186,17 @@ def figure(found: Sufficiency) -> figures.Plot:
     return figures.Plot(
         name="sufficiency",
         title=f"Would fewer than {found.num_samples} samples have done?",
-        caption=f"{found.questions:,} kept questions; means over {REPEATS} random subsamples of what was drawn. {found.advice}",
+        caption=f"{found.questions:,} kept questions; means over {REPEATS} random subsamples of what was drawn. Dashed: the rank "
+        f"correlation to expect between two runs of {found.num_samples} ({found.reliability:.2f}). {found.advice}",
         x_label="samples per question",
         y_label="agreement with all samples",
         series=tuple(
             figures.Series(label, x, tuple(getattr(point, name) for point in found.curve), color=color)
             for label, name, color in lines
         ),
-        marks=((f"two runs of {found.num_samples}", found.reliability),),
+        marks=(("", found.reliability),),
         x_ticks=tuple((v, str(point.num_samples)) for v, point in zip(x, found.curve, strict=True)),
+        from_zero=True,
         y_high=1.0,
     )
 
