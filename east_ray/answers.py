@@ -81,22 +81,31 @@ _BRACES = re.compile(r"\\{1,3}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 def _boxed(text: str) -> Extraction | None:
     r"""The last balanced, non-blank \boxed{} or \fbox{}, else the last \boxed without braces, as in "\boxed 2"."""
-    if "\\boxed" not in text and "\\fbox" not in text:
+    last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if last < 0:
         return None
+    box = _last_box(text, last) or _last_box(text, 0)  # the last one is nearly always good
+    if box is not None:
+        return Extraction(text[slice(*box)].strip(), "boxed")
+    bare = _BARE_BOX.findall(text)
+    return Extraction(bare[-1], "boxed") if bare else None
+
+
+def _last_box(text: str, start: int) -> tuple[int, int] | None:
+    """Start and end of the content of the last good box that opens at `start` or later; one pass with a stack."""
     box = None
     open_braces: list[re.Match[str] | None] = []
-    for match in _BRACES.finditer(text):
+    for match in _BRACES.finditer(text, start):
         token = match.group()
         if token == "}":
             opened = open_braces.pop() if open_braces else None
-            if opened and (box is None or opened.start() > box[0]) and not _is_blank(text, opened.end(), match.start()):
-                box = opened.start(), opened.end(), match.start()
+            if opened and (box is None or opened.end() > box[0]) and not _is_blank(text, opened.end(), match.start()):
+                box = opened.end(), match.start()
+                if start:
+                    return box
         elif token.endswith("{") and not token.startswith("\\{"):
             open_braces.append(match if len(token) > 1 else None)
-    if box is not None:
-        return Extraction(text[box[1] : box[2]].strip(), "boxed")
-    bare = _BARE_BOX.findall(text)
-    return Extraction(bare[-1], "boxed") if bare else None
+    return box
 
 
 def _is_blank(text: str, start: int, end: int) -> bool:
@@ -155,6 +164,8 @@ def _bounded(answer: str | None, rule: str) -> Extraction:
         return Extraction(None, "none")
     if len(answer) > MAX_ANSWER_CHARS:
         return Extraction(None, "too_long")
+    if len(answer) <= MAX_NESTING:
+        return Extraction(answer, rule)
     depth = deepest = 0
     for character in answer:
         depth += (character in "{([") - (character in "})]")

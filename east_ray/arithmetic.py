@@ -51,7 +51,7 @@ def scale_free(value: Value, *, signed: bool) -> str | None:
     if not isinstance(value, tuple) or not value[0]:
         return None
     unit = absolute(value[0]) if signed else value[0]
-    return fingerprint(tuple(None if number is None else divide(number, unit) for number in value))
+    return fingerprint(tuple(None if number is None else settle(divide(number, unit)) for number in value))
 
 
 def settle(value: Value) -> Value:
@@ -84,10 +84,11 @@ def _as_fraction(number: Any) -> Fraction:
 
 
 def _digits(number: Any) -> str:
-    number = _simplest(number)
     if isinstance(number, _CONTEXT.mpc):
         size = _NEGLIGIBLE * abs(number)
-        return " i ".join(_digits(_CONTEXT.zero if abs(part) <= size else part) for part in (number.real, number.imag))
+        return " i ".join(
+            _digits(Fraction(0) if abs(part) <= size else _simplest(part)) for part in (number.real, number.imag)
+        )
     return str(number if isinstance(number, Fraction) else _CONTEXT.nstr(number, KEY_DIGITS))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from east_ray.arithmetic import Unreadable, Value, divide, fingerprint, is_rounded, scale_free, subtract
-from east_ray.expressions import evaluate
+from east_ray.expressions import MAX_CHARS, evaluate
 from east_ray.notation import words_in
 
 
@@ -42,12 +42,13 @@ class Meaning:
 def read(normal: str) -> Meaning | None:
     """The meaning of an answer in normal form; None when any part of it is not understood.
 
-    What has words in it and is not understood is a text, and means itself.
+    What is not understood and has words in it, or is longer than formulas are, is a text: it means itself.
     """
     try:
         return _read(normal)
     except Unreadable:
-        return Meaning(f"text {normal.casefold()}") if words_in(normal) else None
+        is_text = len(normal) > MAX_CHARS or words_in(normal)
+        return Meaning(f"text {normal.casefold()}") if is_text else None
 
 
 def agree(reference: Meaning, answer: Meaning) -> bool:
@@ -56,7 +57,9 @@ def agree(reference: Meaning, answer: Meaning) -> bool:
         return True
     if reference.also & answer.also or reference.key == answer.conclusion:
         return True
-    return reference.shape == answer.shape != "" and all(
+    if reference.shape != answer.shape or not any("." in number for number in reference.spellings + answer.spellings):
+        return False
+    return all(
         fingerprint(expected) == fingerprint(got) or _is_rounded(expected, written) or _is_rounded(got, original)
         for expected, original, got, written in zip(
             reference.numbers, reference.spellings, answer.numbers, answer.spellings, strict=True
@@ -91,7 +94,17 @@ def _read(text: str) -> Meaning:
     for reader in (_numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage):
         if meaning := reader(text):
             return meaning
-    return _leaf(evaluate(text), text)
+    value = evaluate(text)
+    return _leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
+
+
+_FLOAT = re.compile(r"-?[0-9]*\.[0-9]{12,}")
+
+
+def _exact(printed: Fraction) -> Fraction:
+    """The fraction whose floating-point print this is: 2.6666666666666665 means 8/3."""
+    near = printed.limit_denominator(1_000)
+    return near if abs(near - printed) * 10**12 <= abs(printed) else printed
 
 
 def _leaf(value: Value, spelling: str) -> Meaning:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from east_ray import arithmetic as ar
 from east_ray.arithmetic import Unreadable, Value
 
-MAX_CHARS = 500
+MAX_CHARS = 500  # MATH's longest reference has 159
 MAX_NESTING = 30
 
 

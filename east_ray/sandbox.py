@@ -120,6 +120,7 @@ def supervise(function: str, deadline_seconds: str, memory_bytes: str) -> None:
             reply = worker.run(json.loads(request))
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
             sys.stdout.buffer.flush()
+        worker.close()
 
 
 class _Worker:
@@ -139,6 +140,10 @@ class _Worker:
         while len(results) < len(items):
             results.append(self._next_result(items[len(results) :]))
         return results
+
+    def close(self) -> None:
+        if self._pid is not None:
+            self._kill()
 
     def _next_result(self, remaining: list[Any]) -> Any:
         """The result of the first remaining item, or None at the deadline, the memory limit, or its second crash."""
