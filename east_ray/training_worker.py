@@ -36,7 +36,7 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 def train_worker(job: TrainingJob) -> None:
     """The loop Ray Train runs on each worker. What the user can mend is reported instead of raised: trying again is no help."""
-    _set_up_deepspeed(job.training.use_gpu)
+    set_up_deepspeed(job.training.use_gpu)
     rank = ray.train.get_context().get_world_rank()
     ray.get(job.board.join.remote(rank, f"pid {os.getpid()} on {socket.gethostname()}"))
     try:
@@ -70,7 +70,7 @@ def _train(job: TrainingJob, rank: int, scratch: str) -> None:
         trainer.train()
     else:
         with checkpoint.as_directory() as directory:
-            _check_settings(job, directory)
+            check_settings(job, directory)
             trainer.train(resume_from_checkpoint=directory)
     _export(job, trainer, base, scratch)
 
@@ -127,7 +127,7 @@ class _Callback(TrainerCallback):
         directory = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
         if state.is_world_process_zero:
             with open(os.path.join(directory, SETTINGS), "w") as file:
-                json.dump(_settings(self.job.training), file)
+                json.dump(settings_of(self.job.training), file)
         in_place = self.job.run.is_local
         ray.train.report(
             {"step": state.global_step},
@@ -138,7 +138,7 @@ class _Callback(TrainerCallback):
         )
 
 
-def _settings(training: TrainingConfig) -> dict[str, Any]:
+def settings_of(training: TrainingConfig) -> dict[str, Any]:
     """What a checkpoint's shards are cut by: another training cannot read them."""
     return {
         "training.workers": training.workers,
@@ -149,10 +149,10 @@ def _settings(training: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def _check_settings(job: TrainingJob, directory: str) -> None:
+def check_settings(job: TrainingJob, directory: str) -> None:
     with open(os.path.join(directory, SETTINGS)) as file:
         saved = json.load(file)
-    changed = {name: value for name, value in _settings(job.training).items() if saved.get(name) != value}
+    changed = {name: value for name, value in settings_of(job.training).items() if saved.get(name) != value}
     if changed:
         now = ", ".join(f"{name}={value}" for name, value in changed.items())
         then = " ".join(f"--set {name}={saved.get(name)}" for name in changed)
@@ -171,7 +171,7 @@ def _read_rows(job: TrainingJob) -> pa.Table:
     return rows
 
 
-def _set_up_deepspeed(use_gpu: bool) -> None:
+def set_up_deepspeed(use_gpu: bool) -> None:
     """First thing in a worker: without it ZeRO-3 on CPU takes the world for one process and asserts on the batch size."""
     if not use_gpu:
         # Its shared-memory all-reduce takes a minute to compile, and spins for ever when another rank is killed.
@@ -179,22 +179,27 @@ def _set_up_deepspeed(use_gpu: bool) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
 
 
+def gathered_state(trainer: WeightedTrainer, training: TrainingConfig) -> Mapping[str, Any]:
+    """The model's parameters as whole tensors, or the adapter's with LoRA. All ranks must ask; rank 0 gets them."""
+    if training.zero_stage == 3:
+        return trainer.model_wrapped._zero3_consolidated_16bit_state_dict(
+            exclude_frozen_parameters=training.lora is not None
+        )
+    return trainer.model_wrapped.module.state_dict()
+
+
 def _export(job: TrainingJob, trainer: WeightedTrainer, base: str, scratch: str) -> None:
-    """Gather the weights, and on rank 0 write the model directory, the adapter in it, and report both."""
-    engine, lora = trainer.model_wrapped, job.training.lora
-    if job.training.zero_stage == 3:
-        state = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=lora is not None)
-    else:
-        state = engine.module.state_dict()
+    """Write the model directory on rank 0, the adapter in it, and tell the driver."""
+    state = gathered_state(trainer, job.training)
     if ray.train.get_context().get_world_rank() != 0:
         return
     target = job.run.path(job.output) if job.run.is_local else os.path.join(scratch, "model")
     model, adapter = trainer.model, os.path.join(scratch, "adapter")
-    if lora is not None:
+    if job.training.lora is not None:
         model = merge_adapter(trainer.model, state, base, adapter, job.model.trust_remote_code)
         state = model.state_dict()
     digest = write_model(model, state, base, target, job.model.dtype)
-    if lora is not None:
+    if job.training.lora is not None:
         shutil.copytree(adapter, os.path.join(target, "adapter"))
     if not job.run.is_local:
         job.run.delete(job.output)

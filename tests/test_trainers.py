@@ -12,7 +12,17 @@ import peft
 import pyarrow as pa
 import pytest
 import torch
-from training_rows import MODEL, Gradients, config, distance, flat_gradient, planned
+from training_rows import (
+    MODEL,
+    Gradients,
+    config,
+    distance,
+    explicit_gradient,
+    explicit_loss,
+    nudge,
+    planned,
+    reference_model,
+)
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -72,35 +82,6 @@ def one_step(
     return keep.steps[0], [listed[i] for i in here], [float(weights[i]) for i in here], policy
 
 
-def nudge(model: Any) -> None:
-    noise = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=noise)
-
-
-def reference_model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-
-
-def explicit(training: TrainingConfig, model: Any, rows: list[dict[str, Any]], weights: list[float]) -> torch.Tensor:
-    """Gradient of the explicit weighted loss of these examples, as one step."""
-    micro = training.micro_batch_size
-    if training.loss == "dpo":
-        value = oracles.dpo(model, reference_model(), rows, weights, training.dpo.beta)
-    elif training.loss == "kto":
-        value = oracles.kto(model, reference_model(), rows, weights, training.kto.beta, micro)
-    elif training.weight_granularity == "microbatch":
-        value = oracles.sft_released(model, rows, weights, micro)
-    elif training.normalization == "sequence":
-        value = oracles.sft_sequence_mean(model, rows, weights)
-    else:
-        value = oracles.sft_token_mean(model, rows, weights)
-    value.backward()
-    return flat_gradient(model)
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 def test_all_ones_train_exactly_as_trl_does(loss: str, tmp_path: Path) -> None:
     training = config(loss, micro_batch_size=2, max_steps=3, warmup_ratio=0.1, max_grad_norm=1.0)
@@ -141,7 +122,7 @@ def test_the_gradient_is_that_of_the_explicit_weighted_loss(
 ) -> None:
     training = config(loss, max_steps=1, lora=lora, **changes)
     actual, rows, weights, policy = one_step(16, training, tmp_path)
-    assert distance(actual, explicit(training, policy(), rows, weights)) <= EXACT[loss]
+    assert distance(actual, explicit_gradient(training, policy(), rows, weights)) <= EXACT[loss]
 
 
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
@@ -149,7 +130,7 @@ def test_the_last_step_of_a_training_counts_only_its_own_examples(loss: str, tmp
     training = config(loss)
     actual, rows, weights, policy = one_step(5, training, tmp_path)
     assert len(rows) == 5  # of 8 places
-    assert distance(actual, explicit(training, policy(), rows, weights)) <= EXACT[loss]
+    assert distance(actual, explicit_gradient(training, policy(), rows, weights)) <= EXACT[loss]
 
 
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
@@ -175,7 +156,7 @@ def test_local_weights_multiply_each_example_without_a_gradient_of_their_own(
         if kind == "perplexity":  # divided by its mean over the micro-batch
             values /= values.reshape(-1, 4).mean(axis=1).repeat(4)
         local *= values
-    expected = explicit(training, policy(), rows, list(np.array(weights) * local))
+    expected = explicit_gradient(training, policy(), rows, list(np.array(weights) * local))
     assert distance(actual, expected) <= 2 * EXACT[loss]
 
 
@@ -209,23 +190,15 @@ def test_the_log_holds_the_weighted_loss_beside_the_unweighted_one(loss: str, tm
     here = plan.examples_of_step(0)
     listed, chosen = rows.to_pylist(), weights[here]
     step = [listed[i] for i in here]
-    assert logged["loss"] == pytest.approx(value_of(training, model, step, [1.0] * 8), rel=1e-5)
-    assert logged["weighted_loss"] == pytest.approx(value_of(training, model, step, chosen.tolist()), rel=1e-5)
+    assert logged["loss"] == pytest.approx(float(explicit_loss(training, model, step, [1.0] * 8)), rel=1e-5)
+    assert logged["weighted_loss"] == pytest.approx(
+        float(explicit_loss(training, model, step, chosen.tolist())), rel=1e-5
+    )
     assert (logged["weight_min"], logged["weight_max"]) == (chosen.min(), chosen.max())
     assert logged["weight_mean"] == pytest.approx(chosen.mean())
     assert logged["effective_sample_size"] == pytest.approx(chosen.sum() ** 2 / (chosen**2).sum())
     assert logged["tokens_per_second"] > 0
     assert logged["grad_norm"] > 0
-
-
-def value_of(training: TrainingConfig, model: Any, rows: list[dict[str, Any]], weights: list[float]) -> float:
-    with torch.no_grad():
-        if training.loss == "dpo":
-            return float(oracles.dpo(model, reference_model(), rows, weights, training.dpo.beta))
-        if training.loss == "kto":
-            beta, micro = training.kto.beta, training.micro_batch_size
-            return float(oracles.kto(model, reference_model(), rows, weights, beta, micro))
-        return float(oracles.sft_token_mean(model, rows, weights))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracles
 import pyarrow as pa
 import torch
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from east_ray.batches import TrainingPlan, plan_training
 from east_ray.config import TrainingConfig
@@ -98,3 +99,39 @@ def flat_gradient(model: Any) -> torch.Tensor:
 def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def nudge(model: Any) -> None:
+    """Move the trainable parameters a little, always alike: at the reference DPO's margin and KTO's z are zero."""
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=noise)
+
+
+def reference_model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+
+
+def explicit_loss(
+    training: TrainingConfig, model: Any, rows: list[dict[str, Any]], weights: list[float]
+) -> torch.Tensor:
+    """The weighted loss of these examples, as one step, from the oracles."""
+    micro = training.micro_batch_size
+    if training.loss == "dpo":
+        return oracles.dpo(model, reference_model(), rows, weights, training.dpo.beta)
+    if training.loss == "kto":
+        return oracles.kto(model, reference_model(), rows, weights, training.kto.beta, micro, training.workers)
+    if training.weight_granularity == "microbatch":
+        return oracles.sft_released(model, rows, weights, micro)
+    if training.normalization == "sequence":
+        return oracles.sft_sequence_mean(model, rows, weights)
+    return oracles.sft_token_mean(model, rows, weights)
+
+
+def explicit_gradient(
+    training: TrainingConfig, model: Any, rows: list[dict[str, Any]], weights: list[float]
+) -> torch.Tensor:
+    explicit_loss(training, model, rows, weights).backward()
+    return flat_gradient(model)
