@@ -53,9 +53,11 @@ class _Read:
 
 
 @dataclass(frozen=True)
-class _Judgement:
+class Judgement:
+    """A verdict, and the key that answers of the same cluster share."""
+
     verdict: str
-    key: str  # canonical; of an answer that is neither read nor decided, its own spelling
+    key: str
 
 
 class Grader:
@@ -67,7 +69,7 @@ class Grader:
             "east_ray.symbolic:compare", deadline_seconds=grading.deadline_seconds, memory_gib=grading.memory_gib
         )
         self._reads: dict[str, _Read] = {}
-        self._judgements: dict[tuple[str, str], _Judgement] = {}
+        self._judgements: dict[tuple[str, str], Judgement] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +86,11 @@ class Grader:
         """CORRECT, INCORRECT, or ERROR when a limit was hit."""
         return self._judge([(reference, answer)])[reference, answer].verdict
 
+    def judge(self, reference: str, answers: Sequence[str | None]) -> list[Judgement]:
+        """The judgement on each extracted answer of one question, in order; None is incorrect."""
+        judged = self._judge([(reference, answer) for answer in answers if answer is not None])
+        return [_UNANSWERED if answer is None else judged[reference, answer] for answer in answers]
+
     def grade(
         self, reference: str, completions: Sequence[str], finish_reasons: Sequence[str] | None = None
     ) -> GradedQuestion:
@@ -97,30 +104,44 @@ class Grader:
             [extract_answer(text, answer_tags=tags, last_number=last_number) for text in completions]
             for _, completions, _ in questions
         ]
-        references = [reference for reference, _, _ in questions]
-        judgements = self._judge(
+        judged = self._judge(
             [
                 (reference, found.answer)
-                for reference, row in zip(references, extractions, strict=True)
+                for (reference, _, _), row in zip(questions, extractions, strict=True)
                 for found in row
                 if found.answer is not None
             ]
         )
         return [
-            self._cluster(
+            self._graded(
                 row,
-                [_UNANSWERED if found.answer is None else judgements[reference, found.answer] for found in row],
+                [_UNANSWERED if found.answer is None else judged[reference, found.answer] for found in row],
                 finish_reasons,
             )
             for row, (reference, _, finish_reasons) in zip(extractions, questions, strict=True)
         ]
 
-    def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Judgement]:
+    def _graded(
+        self, extractions: Sequence[Extraction], judgements: Sequence[Judgement], finish_reasons: Sequence[str]
+    ) -> GradedQuestion:
+        answers = [found.answer for found in extractions]
+        numbers, sizes, verdicts = group(answers, judgements, self._grading.cluster, self._grading.unanswered)
+        return GradedQuestion(
+            answers=answers,
+            rules=[found.rule for found in extractions],
+            verdicts=[judgement.verdict for judgement in judgements],
+            clusters=numbers,
+            cluster_sizes=sizes,
+            cluster_verdicts=verdicts,
+            truncated=[reason == "length" for reason in finish_reasons],
+        )
+
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judgement]:
         """The judgement on each distinct (reference, answer), as written."""
         if len(self._reads) > MEMO_LIMIT or len(self._judgements) > MEMO_LIMIT:
             self._reads.clear()
             self._judgements.clear()
-        judgements: dict[tuple[str, str], _Judgement] = {}
+        judgements: dict[tuple[str, str], Judgement] = {}
         undecided: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for pair in dict.fromkeys(pairs):
             reference, answer = self._read(pair[0]), self._read(pair[1])
@@ -144,55 +165,54 @@ class Grader:
             known = self._reads[answer] = _Read(normal, read(normal))
         return known
 
-    def _cluster(
-        self, extractions: Sequence[Extraction], judgements: Sequence[_Judgement], finish_reasons: Sequence[str]
-    ) -> GradedQuestion:
-        by_string = self._grading.cluster == "string"
-        keys = [
-            f"string {found.answer}" if by_string and found.answer is not None else judgement.key
-            for found, judgement in zip(extractions, judgements, strict=True)
-        ]
-        verdicts = [judgement.verdict for judgement in judgements]
-        sizes = Counter(keys)
-        if self._grading.unanswered == "ignore":
-            sizes.pop(_UNANSWERED.key, None)
-        ranked = sorted(sizes, key=lambda key: (-sizes[key], key))
-        index = {key: number for number, key in enumerate(ranked)}
-        verdict_of = dict(zip(keys, verdicts, strict=True))
-        return GradedQuestion(
-            answers=[found.answer for found in extractions],
-            rules=[found.rule for found in extractions],
-            verdicts=verdicts,
-            clusters=[index.get(key, IGNORED) for key in keys],
-            cluster_sizes=[sizes[key] for key in ranked],
-            cluster_verdicts=[verdict_of[key] for key in ranked],
-            truncated=[reason == "length" for reason in finish_reasons],
-        )
+
+def group(
+    answers: Sequence[str | None], judgements: Sequence[Judgement], cluster: str, unanswered: str
+) -> tuple[list[int], list[int], list[str]]:
+    """The cluster of each completion (-1: ignored), the clusters' sizes and verdicts; numbered by size, then key.
+
+    `cluster` and `unanswered` are as in GradingConfig.
+    """
+    keys = [
+        f"string {answer}" if cluster == "string" and answer is not None else judgement.key
+        for answer, judgement in zip(answers, judgements, strict=True)
+    ]
+    sizes = Counter(keys)
+    if unanswered == "ignore":
+        sizes.pop(_UNANSWERED.key, None)
+    ranked = sorted(sizes, key=lambda key: (-sizes[key], key))
+    number_of = {key: number for number, key in enumerate(ranked)}
+    verdict_of = {key: judgement.verdict for key, judgement in zip(keys, judgements, strict=True)}
+    return (
+        [number_of.get(key, IGNORED) for key in keys],
+        [sizes[key] for key in ranked],
+        [verdict_of[key] for key in ranked],
+    )
 
 
-_CORRECT = _Judgement(CORRECT, "correct")
-_UNANSWERED = _Judgement(INCORRECT, "unanswered")
+_CORRECT = Judgement(CORRECT, "correct")
+_UNANSWERED = Judgement(INCORRECT, "unanswered")
 
 
-def _by_reading(written_reference: str, written: str, reference: _Read, answer: _Read) -> _Judgement | None:
+def _by_reading(written_reference: str, written: str, reference: _Read, answer: _Read) -> Judgement | None:
     """The judgement where strings and meanings settle it."""
     if written_reference == written or (reference.normal == answer.normal and answer.normal):
         return _CORRECT
     if not answer.normal:
-        return _Judgement(INCORRECT, "blank")
+        return Judgement(INCORRECT, "blank")
     if reference.meaning is None or answer.meaning is None:
         return None
-    return _CORRECT if agree(reference.meaning, answer.meaning) else _Judgement(INCORRECT, answer.meaning.key)
+    return _CORRECT if agree(reference.meaning, answer.meaning) else Judgement(INCORRECT, answer.meaning.key)
 
 
-def _by_algebra(normal: str, reference: Meaning | None, outcome: Any) -> _Judgement:
+def _by_algebra(normal: str, reference: Meaning | None, outcome: Any) -> Judgement:
     """The judgement from what the sandbox found: nothing at all where a limit was hit."""
     if outcome is None:
-        return _Judgement(ERROR, f"undecided {normal}")
+        return Judgement(ERROR, f"undecided {normal}")
     equal, key = outcome
     if equal or (reference is not None and key == reference.key):
         return _CORRECT
-    return _Judgement(INCORRECT, key or f"opaque {normal}")
+    return Judgement(INCORRECT, key or f"opaque {normal}")
 
 
 def grade_table(samples: pa.Table, grader: Grader) -> pa.Table:
