@@ -180,14 +180,18 @@ def _difference(d: Difference | None) -> tuple[str, str] | None:
 
 
 def _note(f: Findings) -> str:
+    """How the headline table's intervals and p-values are made."""
+    confidence = f"{f.config.evaluation.confidence:.0%}"
+    if any(len(row.members) > 1 for row in f.comparisons):
+        how = f"{confidence} intervals and p-values cover both which questions and which seeds were drawn{seeds(f.comparisons)}."
+    else:
+        how = (
+            f"{confidence} intervals: Wilson for accuracies, paired bootstrap over questions for differences, in points. "
+            "p: McNemar's exact test."
+        )
     corrected = sum(row.to_vanilla is not None for row in f.comparisons)
-    return (
-        f"{f.config.evaluation.confidence:.0%} intervals: Wilson for accuracies, paired bootstrap over questions for differences, "
-        f"in points. p: exact paired test"
-        + (f", corrected for {corrected} comparisons by Holm's method." if corrected > 1 else ".")
-        + f" Accuracies: greedy{seeds(f.comparisons)}."
-        + " A difference to vanilla is to the arm with the same loss, settings and samples but all weights 1."
-    )
+    holm = f" Corrected for {corrected} comparisons by Holm's method." if corrected > 1 else ""
+    return f"{how}{holm} Vanilla is the arm with the same loss, settings and samples but all weights 1."
 
 
 def _questions(f: Findings) -> Chapter | None:
