@@ -4,21 +4,34 @@ grading worker turns those into files of grades. Only counts travel; completions
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from east_ray import shards, storage
 from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.engine import (
+    Engine,
+    EngineDied,
+    EngineSettings,
+    OpenEngine,
+    Refusal,
+    Request,
+    Result,
+    explain_failure,
+    question_seed,
+)
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollout_progress import Report
 from east_ray.runs import RunDirectory
-from east_ray.sampling import Engine, EngineDied, OpenEngine, Refusal, Request, Result, explain_failure, question_seed
 
 ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
 DEATHS_PER_QUESTION = 2  # a question under which the engine died this often, alone in it, is given up
@@ -36,58 +49,61 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the actors of one call need to know. `session` tells this call's attempts from an earlier command's."""
+    """All that the samplers of one call need to know. `session` tells this call's attempts from an earlier command's."""
 
     run: RunDirectory
     jobs: Sequence[RolloutJob]
     model: ModelConfig
     sampling: SamplingConfig
-    grading: GradingConfig
     seed: int
     round_index: int
     longest_prompt: int
     session: str
-    tally: Any  # handle of the actor that adds up what the live line shows
+    open_engine: OpenEngine
 
 
 class Sampler:
     """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
 
-    def __init__(self, plan: Plan, open_engine: OpenEngine) -> None:
+    def __init__(self, plan: Plan, tally: Any) -> None:
         from ray.util.metrics import Counter
 
-        self._plan = plan
+        exit_promptly()
+        self._plan, self._tally = plan, tally
         self._gate = Gate()
         self._failure = ""
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
         self._loaded = plan.jobs[0].model
         try:
-            path = storage.local_copy(self._loaded)
-            self._engine: Engine = open_engine(path, plan.model, plan.sampling, plan.longest_prompt)
+            rank = max(adapter_rank(job.model) for job in plan.jobs)
+            settings = EngineSettings(
+                storage.local_copy(self._loaded), plan.model, plan.sampling, plan.longest_prompt, rank
+            )
+            self._engine: Engine = plan.open_engine(settings)
         except Exception as error:
             self._failure = explain_failure(error, self._loaded, plan.sampling)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Sample one shard when it must be; a failure that no other attempt could mend comes back in `fatal`."""
-        result = {"job": int(row["job"]), "shard": int(row["shard"]), "failed": 0, "fatal": self._failure}
-        if self._failure or not row["samples"]:
-            return result
+        if self._failure:
+            return {**row, "fatal": self._failure}
+        if not row["samples"]:
+            return row
         try:
-            footer = self._sample(self._plan.jobs[result["job"]], result["job"], result["shard"])
-            return {**result, "failed": footer["failed"]}
+            return {**row, "failed": self._sample(int(row["job"]), int(row["shard"]))["failed"]}
         except EngineDied:
             os._exit(1)  # Ray starts the actor, and with it an engine, anew and gives it the shard again
         except UserError as error:
-            return {**result, "fatal": str(error)}
+            return {**row, "fatal": str(error)}
 
     def __del__(self) -> None:
         if not self._failure:
             with suppress(Exception):
                 self._engine.close()
 
-    def _sample(self, job: RolloutJob, job_index: int, index: int) -> dict[str, Any]:
-        plan = self._plan
+    def _sample(self, job_index: int, index: int) -> dict[str, Any]:
+        plan, job = self._plan, self._plan.jobs[job_index]
         attempt = Attempt(plan.run, job.samples, index, plan.session)
         alone = attempt.number > ATTEMPTS_TOGETHER
         with self._gate.enter((job.model, index if alone else None)):
@@ -98,7 +114,7 @@ class Sampler:
                 if plan.run.exists(job.samples, shards.shard_name(index))
                 else None
             )
-            report = Report(self._plan.tally, (job_index, index), self._tokens, self._samples)
+            report = Report(self._tally, (job_index, index), self._tokens, self._samples)
             generate = attempt.one_by_one(self._engine) if alone else self._engine.generate
             table = sample_shard(
                 questions,
@@ -111,34 +127,44 @@ class Sampler:
             return shards.write_samples(plan.run, table, job.samples, index, plan.sampling.num_samples)
 
     def _load(self, model: str) -> None:
-        if model != self._loaded:
+        if model == self._loaded:
+            return
+        try:
             self._engine.load(storage.local_copy(model))
-            self._loaded = model
+        except EngineDied:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the weights of {model} do not fit where those of {self._loaded} were ({error}): models that share a "
+                f"pool of engines need the same config.json; sample from them in separate commands"
+            ) from None
+        self._loaded = model
 
 
 class GradingWorker:
     """Grades shards of completions, one at a time, with a sandbox of its own."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, run: RunDirectory, jobs: Sequence[RolloutJob], grading: GradingConfig) -> None:
         from ray.util.metrics import Counter
 
         from east_ray.grading import Grader
 
-        self._plan = plan
+        exit_promptly()
+        self._run, self._jobs = run, jobs
         self._verdicts = Counter("east_ray_verdicts", "Completions graded.", tag_keys=("verdict",))
-        self._grader = Grader(plan.grading).__enter__()
+        self._grader = Grader(grading).__enter__()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from east_ray.grading import grade_table
 
         if row["fatal"]:
             return {**row, "questions": 0, "graded": 0, "correct": 0}
-        job, index = self._plan.jobs[row["job"]], int(row["shard"])
+        job, index = self._jobs[row["job"]], int(row["shard"])
         try:
-            footer = shards.read_footer(self._plan.run, job.samples, index)
+            footer = shards.read_footer(self._run, job.samples, index)
             assert footer is not None, "a shard is graded only after its completions were written"
-            grades = grade_table(shards.read_shard(self._plan.run, job.samples, index), self._grader)
-            counts = shards.write_grades(self._plan.run, grades, job.grades, index, footer)
+            grades = grade_table(shards.read_shard(self._run, job.samples, index), self._grader)
+            counts = shards.write_grades(self._run, grades, job.grades, index, footer)
         except UserError as error:
             return {**row, "fatal": str(error), "questions": 0, "graded": 0, "correct": 0}
         for verdict in ("correct", "incorrect", "errors"):
@@ -149,6 +175,27 @@ class GradingWorker:
     def __del__(self) -> None:
         with suppress(Exception):
             self._grader.__exit__(None, None, None)
+
+
+def exit_promptly() -> None:
+    """Let this actor's process end as soon as it has left the cluster, without C++ exit handlers.
+
+    Ray 2.60's may deadlock there (~CoreWorkerProcessImpl posts to an event loop that is gone: one worker in some fifty
+    stayed behind), and the process would keep its GPU while training asks for it.
+    """
+    atexit.register(os._exit, 0)
+
+
+def adapter_rank(model: str) -> int:
+    """Rank of the LoRA adapter in a directory; 0 when it holds a whole model, or is a hub name."""
+    uri = storage.join(model, "adapter_config.json")
+    if storage.is_local(model):
+        config = (
+            Path(model, "adapter_config.json").read_bytes() if Path(model, "adapter_config.json").is_file() else b"{}"
+        )
+    else:
+        config = storage.read_bytes(uri) if storage.exists(uri) else b"{}"
+    return int(json.loads(config).get("r", 0))
 
 
 def sample_shard(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from east_ray.console import progress
-from east_ray.sampling import Refusal, Result
+from east_ray.engine import Refusal, Result
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Tally:
 def live_line(title: str, questions: int, tally: Any) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Show what engines and graders have done, refreshed every second; yields a function that takes finished shards."""
     import ray
+    from ray.exceptions import RayError
 
     graded, stop, began = Counter[str](), threading.Event(), time.monotonic()
     first_token: list[float] = []
@@ -78,7 +79,7 @@ def live_line(title: str, questions: int, tally: Any) -> Iterator[Callable[[Mapp
         graded.update({"questions": row["questions"], "samples": row["graded"], "correct": row["correct"]})
 
     def show() -> None:
-        with suppress(ray.exceptions.RayError, TimeoutError):
+        with suppress(RayError, TimeoutError):
             total = Counter(ray.get(tally.totals.remote(), timeout=10))
             if total["tokens"] and not first_token:
                 first_token.append(time.monotonic() - REPORT_SECONDS)

@@ -8,15 +8,15 @@ was at. A set that is finished starts nothing, not even Ray.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from east_ray import shards
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REQUESTS_IN_FLIGHT = 2048  # completions an engine should have at hand: twice vLLM's largest default batch
-RELEASE_SECONDS = 30.0
+RELEASE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_rollouts(
 
     def todo(retry_failed: bool) -> list[dict[str, Any]]:
         return [
-            {"job": number, "shard": shard.index, "samples": shard.samples}
+            _row(number, shard)
             for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
             for shard in shards.unfinished(
                 run, job.samples, job.grades, count, sampling.num_samples, retry_failed=retry_failed
@@ -102,12 +102,16 @@ def run_rollouts(
     logger.info("%s: %d of %d shards reused", title, sum(counts) - len(rows), sum(counts))
     while rows:
         plan = Plan(
-            run, jobs, model, sampling, grading, seed, round_index, _longest_prompt(run, jobs), uuid.uuid4().hex, None
+            run, jobs, model, sampling, seed, round_index, _longest_prompt(run, jobs), uuid.uuid4().hex, open_engine
         )
         questions = sum(
             min(sampling.questions_per_shard, sizes[r["job"]] - r["shard"] * sampling.questions_per_shard) for r in rows
         )
-        _stream(plan, rows, title, questions, allowed - failed, open_engine)
+        try:
+            _work_off(rows, run, jobs, grading, plan, title=title, questions=questions, may_fail=allowed - failed)
+        finally:
+            for job in jobs:
+                run.delete(job.samples, "attempts")
         rows = todo(retry_failed=False)  # empty unless another command wrote to the same directories meanwhile
     return [
         summarise(run, job.samples, job.grades, count, count - redone[number])
@@ -128,21 +132,9 @@ def grade_samples(
     pending = shards.unfinished(run, samples, grades, count, None)
     logger.info("%s: %d of %d shards reused", title, count - len(pending), count)
     if pending:
-        plan = Plan(
-            run,
-            [RolloutJob("", "", samples, grades)],
-            ModelConfig(path=""),
-            SamplingConfig(),
-            grading,
-            0,
-            0,
-            0,
-            "",
-            None,
-        )
+        rows = [_row(0, shard) for shard in pending]
         questions = sum(footers[shard.index]["questions"] for shard in pending)
-        rows = [{"job": 0, "shard": shard.index, "samples": False} for shard in pending]
-        _stream(plan, rows, title, questions, float("inf"), open_engine)
+        _work_off(rows, run, [RolloutJob("", "", samples, grades)], grading, None, title=title, questions=questions)
     return summarise(run, samples, grades, count, count - len(pending))
 
 
@@ -185,83 +177,131 @@ def _prepare(run: RunDirectory, jobs: Sequence[RolloutJob], resume: str) -> None
         )
 
 
-def _stream(
-    plan: Plan,
+def _work_off(
     rows: Sequence[Mapping[str, Any]],
+    run: RunDirectory,
+    jobs: Sequence[RolloutJob],
+    grading: GradingConfig,
+    plan: Plan | None,
+    *,
     title: str,
     questions: int,
-    allowed_failures: float,
-    open_engine: OpenEngine,
+    may_fail: float = 0,
 ) -> None:
-    """Send every shard through the pools and watch the counts that come back. Everything started here is gone after."""
+    """Send shards through the pools and watch the counts that come back. What is started here is gone afterwards.
+
+    `plan` None: no shard needs an engine. UserError when more than `may_fail` questions could not be sampled.
+    """
     import ray
 
-    before = ray.available_resources()
-    tally = ray.remote(num_cpus=0)(Tally).remote()
-    failed = 0
-    with live_line(title, questions, tally) as add:
-        batches = _pipeline(replace(plan, tally=tally), rows, open_engine).iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        )
+    from east_ray.placement import beside_driver
+
+    before, failed = ray.available_resources(), 0
+    tally = beside_driver(Tally)
+    with live_line(title, questions, tally) as add, _quiet_ray_data():
+        # One row per block: a block is what one task works on.
+        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
+        engine_cpus = 0.0
+        if plan and (count := sum(row["samples"] for row in rows)):
+            _check_room(plan.sampling)
+            engine_cpus = min(plan.sampling.min_engines, count) * plan.sampling.cpus_per_engine
+            dataset = _sample(dataset, count, plan, tally)
+        dataset = _grade(dataset, len(rows), run, jobs, grading, engine_cpus)
+        batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         # Closed by hand: on an error or Ctrl-C the traceback would keep the iterator, and with it the pools, alive.
-        with closing(iter(batches)) as results:
-            for row in (row for batch in results for row in batch.to_pylist()):
+        with closing(batches):
+            for row in (row for batch in batches for row in batch.to_pylist()):
                 if row["fatal"]:
                     raise UserError(row["fatal"])
                 add(row)
                 failed += row["failed"]
-                if failed > allowed_failures:
-                    raise UserError(_too_many_failed(plan, failed, allowed_failures))
-    ray.kill(tally)
+                if plan and failed > may_fail:
+                    raise UserError(_too_many_failed(plan, failed))
     _wait_for_release(before)
 
 
-def _pipeline(plan: Plan, rows: Sequence[Mapping[str, Any]], open_engine: OpenEngine) -> ray.data.Dataset:
+def _sample(dataset: ray.data.Dataset, num_shards: int, plan: Plan, tally: Any) -> ray.data.Dataset:
+    """The pool of engines. Ray Data adds one, up to the most allowed, while more shards wait than the pool works on."""
+    from ray.data import ActorPoolStrategy
+
+    sampling = plan.sampling
+    most = min(sampling.max_engines, num_shards)
+    fewest = min(sampling.min_engines, most)
+    concurrency = _shards_in_flight(sampling, num_shards, most)
+    return dataset.map(
+        Sampler,  # type: ignore[arg-type]
+        fn_constructor_args=(plan, tally),
+        compute=ActorPoolStrategy(
+            min_size=fewest,
+            max_size=most,
+            max_concurrent_calls_per_actor=concurrency,
+            # A shard that waits at one engine cannot go to another, so none does where the pool cannot grow anyway.
+            max_tasks_in_flight_per_actor=concurrency * (2 if most > fewest else 1),
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=sampling.cpus_per_engine,
+        num_gpus=sampling.gpus_per_engine,
+        label_selector=sampling.labels or None,
+    )
+
+
+def _grade(
+    dataset: ray.data.Dataset,
+    num_shards: int,
+    run: RunDirectory,
+    jobs: Sequence[RolloutJob],
+    grading: GradingConfig,
+    engine_cpus: float,
+) -> ray.data.Dataset:
+    """The pool of graders: one core each where there are enough, less rather than wait for ever where there are not."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
+
+    workers = min(grading.workers, num_shards)
+    all_cpus = ray.cluster_resources().get("CPU", 0.0)
+    of_their_own = grading.labels or not all_cpus  # nodes for graders, or (autoscaling) nodes that are still to come
+    each = 1.0 if of_their_own else min(1.0, max(0.0, (all_cpus - engine_cpus) / workers))
+    return dataset.map(
+        GradingWorker,  # type: ignore[arg-type]
+        fn_constructor_args=(run, jobs, grading),
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=each,
+        label_selector=grading.labels or None,
+    )
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Ray Data without bars and messages of its own: we have a live line, and it has a log file."""
+    import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)  # what it has to say is in its log file; we have a live line of our own
-    sampling, grading = plan.sampling, plan.grading
-    context = DataContext.get_current().copy()
+            handler.setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # one shard of long completions may take hours
-    sampled = [row for row in rows if row["samples"]]
-    max_engines = min(sampling.max_engines, len(sampled))
-    min_engines = min(sampling.min_engines, max_engines)
-    engine_cpus = min_engines * sampling.cpus_per_engine
-    with DataContext.current(context):
-        # One row per block: a block is what one task works on.
-        dataset = ray.data.from_items(
-            [{**row, "failed": 0, "fatal": ""} for row in rows], override_num_blocks=len(rows)
-        )
-        if sampled:
-            concurrency = _shards_in_flight(sampling, len(sampled), max_engines)
-            dataset = dataset.map(
-                Sampler,
-                fn_constructor_args=(plan, open_engine),
-                compute=ActorPoolStrategy(
-                    min_size=min_engines,
-                    max_size=max_engines,
-                    max_concurrent_calls_per_actor=concurrency,
-                    # Ray Data adds engines while more shards wait than run; a pool of fixed size needs none waiting.
-                    max_tasks_in_flight_per_actor=concurrency * (2 if max_engines > min_engines else 1),
-                    enable_true_multi_threading=True,
-                ),
-                num_cpus=sampling.cpus_per_engine,
-                num_gpus=sampling.gpus_per_engine,
-                label_selector=sampling.labels or None,
+    with ray.data.DataContext.current(context):
+        yield
+
+
+def _check_room(sampling: SamplingConfig) -> None:
+    """UserError when this machine cannot hold the engines; a cluster may grow, so there they are waited for."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    has = ray.cluster_resources()
+    for resource, setting, each in (
+        ("GPU", "gpus_per_engine", sampling.gpus_per_engine),
+        ("CPU", "cpus_per_engine", sampling.cpus_per_engine),
+    ):
+        if each * sampling.min_engines > has.get(resource, 0.0):
+            raise UserError(
+                f"sampling.min_engines={sampling.min_engines} x sampling.{setting}={each:g}, but this machine has "
+                f"{has.get(resource, 0.0):g} {resource}s; lower them, or submit the run to a cluster (`ray job submit`)"
             )
-        workers = min(grading.workers, len(rows))
-        return dataset.map(
-            GradingWorker,
-            fn_constructor_args=(plan,),
-            compute=ActorPoolStrategy(size=workers),
-            num_cpus=_cpus_per_grader(workers, engine_cpus if sampled else 0),
-            label_selector=grading.labels or None,
-        )
 
 
 def _shards_in_flight(sampling: SamplingConfig, num_shards: int, max_engines: int) -> int:
@@ -270,12 +310,9 @@ def _shards_in_flight(sampling: SamplingConfig, num_shards: int, max_engines: in
     return min(max(2, -(-REQUESTS_IN_FLIGHT // per_shard)), max(2, -(-num_shards // max_engines)))
 
 
-def _cpus_per_grader(workers: int, engine_cpus: float) -> float:
-    """One core each where there are enough; less, even none, rather than wait for ever on a machine with few cores."""
-    import ray
-
-    free = ray.cluster_resources().get("CPU", 0.0) - engine_cpus
-    return min(1.0, max(0.0, free / workers))
+def _row(job: int, shard: shards.Shard) -> dict[str, Any]:
+    """What travels through the pools: which shard, and what became of it so far."""
+    return {"job": job, "shard": shard.index, "samples": shard.samples, "failed": 0, "fatal": ""}
 
 
 def _num_questions(run: RunDirectory, questions: str) -> int:
@@ -283,24 +320,23 @@ def _num_questions(run: RunDirectory, questions: str) -> int:
 
 
 def _longest_prompt(run: RunDirectory, jobs: Sequence[RolloutJob]) -> int:
-    lengths = [
-        pc.max(
-            pc.list_value_length(run.read_table(questions, columns=["prompt_token_ids"])["prompt_token_ids"])
-        ).as_py()  # type: ignore[attr-defined]
-        for questions in {job.questions for job in jobs}
-    ]
-    return max(length or 0 for length in lengths)
+    longest = 0
+    for questions in {job.questions for job in jobs}:
+        with run.filesystem.open_input_file(run.path(questions)) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(columns=["prompt_token_ids"]):
+                longest = max(longest, *batch.column(0).value_lengths().to_pylist())
+    return longest
 
 
 def _present(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any]]:
     return [footer for footer in shards.read_footers(run, directory, count) if footer is not None]
 
 
-def _too_many_failed(plan: Plan, failed: int, allowed: float) -> str:
+def _too_many_failed(plan: Plan, failed: int) -> str:
     return (
         f"{failed} questions could not be sampled, more than sampling.max_failed_share={plan.sampling.max_failed_share:g} "
-        f"allows ({allowed:g}); the column `shortfall` in {plan.run.uri_of(plan.jobs[0].samples)} says why. Mend the cause, "
-        f"or raise sampling.max_failed_share, and run the same command again: what was sampled is kept"
+        f"allows; the column `shortfall` in {plan.run.uri_of(plan.jobs[0].samples)} says why. Mend the cause, or raise "
+        f"sampling.max_failed_share, and run the same command again: what was sampled is kept"
     )
 
 

@@ -8,131 +8,62 @@ core runs in a process of its own so that Python never keeps the GPU waiting. Ne
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
+import json
 import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from east_ray.config import ModelConfig, SamplingConfig
-from east_ray.records import UserError
+from east_ray.config import SamplingConfig
+from east_ray.engine import (
+    DEFAULT_CPU_KV_CACHE_GIB,
+    Completion,
+    Engine,
+    EngineDied,
+    EngineSettings,
+    Refusal,
+    Request,
+    Result,
+    one_line,
+)
 
 if TYPE_CHECKING:
-    from vllm.outputs import RequestOutput
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 
-DEFAULT_CPU_KV_CACHE_GIB = 4.0
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima vLLM accepts
 
 
-@dataclass(frozen=True)
-class Request:
-    """One question. Sample j of the request is drawn with seed + j."""
-
-    question_id: str
-    prompt_token_ids: Sequence[int]
-    num_samples: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Completion:
-    text: str
-    finish_reason: str  # "stop" or "length"
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why the engine would not sample a request: its prompt is too long, empty or not in the vocabulary."""
-
-    reason: str
-
-
-Result = list[Completion] | Refusal
-
-
-class EngineDied(RuntimeError):
-    """The engine stopped working; only a new one can go on."""
-
-
-class Engine(Protocol):
-    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
-        """Sample every request; several threads may call at once. `finished` hears of each as it leaves the engine."""
-        ...
-
-    def load(self, model: str) -> None:
-        """Sample from another model of the same shape, or adapter, from now on. The engine must be idle."""
-        ...
-
-    def close(self) -> None: ...
-
-
-OpenEngine = Callable[[str, ModelConfig, SamplingConfig, int], Engine]
-
-
-def question_seed(seed: int, round_index: int, question_id: str) -> int:
-    """Where this question's seeds begin; sample i is drawn with this + i, whatever else is sampled beside it.
-
-    62 bits of a hash, because vLLM gives the n samples of a request consecutive seeds: questions must lie far apart.
-    """
-    data = f"{seed}\0{round_index}\0{question_id}".encode()
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 2
-
-
-def open_engine(model: str, settings: ModelConfig, sampling: SamplingConfig, longest_prompt: int) -> Engine:
-    """Start vLLM on `model`, with room for prompts of `longest_prompt` tokens. Whatever vLLM raises comes through."""
+def open_engine(settings: EngineSettings) -> Engine:
+    """Start vLLM. Whatever it raises when it cannot comes through; `explain_failure` puts it into words."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if sampling.gpus_per_engine > 0:
-        return AsyncEngine(model, settings, sampling, longest_prompt)
+    if settings.sampling.gpus_per_engine > 0:
+        return AsyncEngine(settings)
     # In-process: starts four times faster than with an engine process, and nothing is gained by one on the CPU.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # vLLM otherwise binds its threads to the first cores it may use: the same ones in every engine of a machine.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    return InProcessEngine(model, settings, sampling, longest_prompt)
-
-
-def engine_args(model: str, settings: ModelConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """vLLM's engine arguments; `sampling.engine_args` has the last word."""
-    args: dict[str, Any] = {
-        "model": model,
-        "dtype": settings.dtype,
-        "trust_remote_code": settings.trust_remote_code,
-        "tensor_parallel_size": sampling.tensor_parallel_size,
-        "pipeline_parallel_size": sampling.pipeline_parallel_size,
-        "enable_prefix_caching": True,
-        "disable_log_stats": True,
-    }
-    if settings.revision and not os.path.isdir(model):
-        args["revision"] = args["tokenizer_revision"] = settings.revision
-    if sampling.gpus_per_engine > 0:
-        if sampling.tensor_parallel_size * sampling.pipeline_parallel_size > 1:
-            args["distributed_executor_backend"] = "mp"
-    else:
-        args["enforce_eager"] = True
-        # A seeded request whose prefill is split kills the CPU engine ("CPU Generator does not use offset").
-        args["enable_chunked_prefill"] = False
-        args["kv_cache_memory_bytes"] = int((sampling.kv_cache_gib or DEFAULT_CPU_KV_CACHE_GIB) * (1 << 30))
-    return {**args, **sampling.engine_args}
+    return InProcessEngine(settings)
 
 
 class InProcessEngine:
     """vLLM's engine core in this process, stepped by a thread of its own while any request is unfinished."""
 
-    def __init__(self, model: str, settings: ModelConfig, sampling: SamplingConfig, longest_prompt: int) -> None:
-        self._sampling = sampling
+    def __init__(self, settings: EngineSettings) -> None:
+        self._sampling = settings.sampling
+        self._weights = Weights(settings.path)
         self._inbox: queue.SimpleQueue[Callable[[LLMEngine], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Result]] = {}
         self._ids = itertools.count()
         self._died: EngineDied | None = None
         ready: Future[None] = Future()
-        arguments = (engine_args(model, settings, sampling), longest_prompt + sampling.max_new_tokens, ready)
         # The engine is built by the thread that steps it: OpenMP's thread count belongs to the thread that set it.
-        self._thread = threading.Thread(target=self._run, args=arguments, name="vllm", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(settings, ready), name="vllm", daemon=True)
         self._thread.start()
         ready.result()
 
@@ -140,12 +71,14 @@ class InProcessEngine:
         futures = [self._submit(request, finished) for request in requests]
         return [future.result() for future in futures]
 
-    def load(self, model: str) -> None:
+    def load(self, path: str) -> None:
+        if not self._weights.change(path):
+            return
         done: Future[None] = Future()
 
         def reload(engine: LLMEngine) -> None:
             try:
-                engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
+                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
                 engine.reset_prefix_cache()
                 done.set_result(None)
             except Exception as error:
@@ -168,17 +101,18 @@ class InProcessEngine:
 
             self._waiting[request_id] = future
             try:
-                engine.add_request(request_id, *_as_input(engine, request, self._sampling))
+                prompt, params = _as_input(engine, request, self._sampling)
+                engine.add_request(request_id, prompt, params, lora_request=self._weights.adapter)
             except (VLLMValidationError, ValueError) as error:
                 del self._waiting[request_id]
-                future.set_result(Refusal(_one_line(error)))
+                future.set_result(Refusal(one_line(error)))
 
         if self._died:
             raise self._died
         self._inbox.put(add)
         return future
 
-    def _run(self, args: dict[str, Any], wanted_length: int, ready: Future[None]) -> None:
+    def _run(self, settings: EngineSettings, ready: Future[None]) -> None:
         try:
             import torch
             from vllm.engine.arg_utils import EngineArgs
@@ -186,8 +120,8 @@ class InProcessEngine:
             from vllm.v1.engine.llm_engine import LLMEngine
 
             torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
-            engine_args = EngineArgs(**_with_length(EngineArgs, args, wanted_length))
-            engine = LLMEngine.from_engine_args(engine_args, UsageContext.LLM_CLASS)
+            args = EngineArgs(**engine_args(self._weights.base, settings, EngineArgs))
+            engine = LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS)
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -198,7 +132,7 @@ class InProcessEngine:
                     if output.finished:
                         self._waiting.pop(output.request_id).set_result(_completions(output))
         except BaseException as error:
-            self._died = EngineDied(_one_line(error))
+            self._died = EngineDied(one_line(error))
             for future in self._waiting.values():
                 future.set_exception(self._died)
 
@@ -217,22 +151,22 @@ class InProcessEngine:
 class AsyncEngine:
     """vLLM's asynchronous engine: its core steps in another process, requests and outputs cross by message."""
 
-    def __init__(self, model: str, settings: ModelConfig, sampling: SamplingConfig, longest_prompt: int) -> None:
-        self._sampling = sampling
+    def __init__(self, settings: EngineSettings) -> None:
+        self._sampling = settings.sampling
+        self._weights = Weights(settings.path)
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
-        arguments = (engine_args(model, settings, sampling), longest_prompt + sampling.max_new_tokens)
-        self._engine = self._await(self._open(*arguments))
+        self._engine = self._await(self._open(settings))
 
-    async def _open(self, args: dict[str, Any], wanted_length: int) -> Any:
+    async def _open(self, settings: EngineSettings) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engine_args = AsyncEngineArgs(**_with_length(AsyncEngineArgs, args, wanted_length))
-        return AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
+        args = AsyncEngineArgs(**engine_args(self._weights.base, settings, AsyncEngineArgs))
+        return AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
 
     def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
         async def sample_all() -> list[Result]:
@@ -247,23 +181,25 @@ class AsyncEngine:
         result: Result | None = None
         try:
             prompt, params = _as_input(self._engine, request, self._sampling)
-            async for output in self._engine.generate(prompt, params, str(next(self._ids))):
+            outputs = self._engine.generate(prompt, params, str(next(self._ids)), lora_request=self._weights.adapter)
+            async for output in outputs:
                 if output.finished:
                     result = _completions(output)
         except (VLLMValidationError, ValueError) as error:
-            result = Refusal(_one_line(error))
+            result = Refusal(one_line(error))
         except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineDied(_one_line(error)) from error
+            raise EngineDied(one_line(error)) from error
         assert result is not None, "vLLM ended a request without its final output"
         finished(result)
         return result
 
-    def load(self, model: str) -> None:
+    def load(self, path: str) -> None:
         async def reload() -> None:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
             await self._engine.reset_prefix_cache()
 
-        self._await(reload())
+        if self._weights.change(path):
+            self._await(reload())
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -274,15 +210,61 @@ class AsyncEngine:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-def _with_length(args_class: Any, args: dict[str, Any], wanted_length: int) -> dict[str, Any]:
-    """`args` with a context just long enough, so that the KV cache of a model with a long one still fits.
+class Weights:
+    """Which weights an engine holds: a base model, and beside it the adapter that requests are to use, if any."""
 
-    Capped at the model's own limit, which vLLM reads from its config. A length in sampling.engine_args is kept.
-    """
-    if "max_model_len" in args:
-        return args
-    limit = args_class(**args).create_model_config().max_model_len
-    return {**args, "max_model_len": min(limit, wanted_length)}
+    def __init__(self, path: str) -> None:
+        self._numbers = itertools.count(1)
+        self.base = ""
+        self.adapter: LoRARequest | None = None
+        self.change(path)
+
+    def change(self, path: str) -> bool:
+        """Take note of a model or adapter directory; True when the base weights are others than before."""
+        before = self.base
+        config = Path(path, "adapter_config.json")
+        if config.is_file():
+            from vllm.lora.request import LoRARequest
+
+            self.base = json.loads(config.read_text())["base_model_name_or_path"]
+            number = next(self._numbers)
+            self.adapter = LoRARequest(str(number), number, path)
+        else:
+            self.base, self.adapter = path, None
+        return self.base != before
+
+
+def engine_args(base: str, settings: EngineSettings, args_class: Any) -> dict[str, Any]:
+    """vLLM's engine arguments; `sampling.engine_args` has the last word."""
+    sampling = settings.sampling
+    args: dict[str, Any] = {
+        "model": base,
+        "dtype": settings.model.dtype,
+        "trust_remote_code": settings.model.trust_remote_code,
+        "tensor_parallel_size": sampling.tensor_parallel_size,
+        "pipeline_parallel_size": sampling.pipeline_parallel_size,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if settings.model.revision and base == settings.model.path and not os.path.isdir(base):
+        args["revision"] = args["tokenizer_revision"] = settings.model.revision
+    if settings.adapter_rank:
+        rank = next(rank for rank in LORA_RANKS if rank >= settings.adapter_rank)
+        args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    if sampling.gpus_per_engine > 0:
+        if sampling.tensor_parallel_size * sampling.pipeline_parallel_size > 1:
+            args["distributed_executor_backend"] = "mp"
+    else:
+        args["enforce_eager"] = True
+        # A seeded request whose prefill is split kills the CPU engine ("CPU Generator does not use offset").
+        args["enable_chunked_prefill"] = False
+        args["kv_cache_memory_bytes"] = int((sampling.kv_cache_gib or DEFAULT_CPU_KV_CACHE_GIB) * (1 << 30))
+    args |= sampling.engine_args
+    if "max_model_len" not in args:
+        # Just long enough, so that the KV cache of a model with a long context fits; vLLM reads the model's own limit.
+        limit = args_class(**args).create_model_config().max_model_len
+        args["max_model_len"] = min(limit, settings.longest_prompt + sampling.max_new_tokens)
+    return args
 
 
 def _as_input(engine: Any, request: Request, sampling: SamplingConfig) -> tuple[Any, Any]:
@@ -303,27 +285,5 @@ def _as_input(engine: Any, request: Request, sampling: SamplingConfig) -> tuple[
     return rendered, params
 
 
-def _completions(output: RequestOutput) -> list[Completion]:
+def _completions(output: Any) -> list[Completion]:
     return [Completion(o.text, o.finish_reason or "unknown", len(o.token_ids)) for o in output.outputs]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def explain_failure(error: Exception, model: str, sampling: SamplingConfig) -> str:
-    """Why the engine did not start, in words that name the setting to change."""
-    reason = _one_line(error)
-    if isinstance(error, UserError):
-        return reason
-    if "KV cache" in reason or "kv cache" in reason or "memory" in reason:
-        on_gpu = "lower sampling.engine_args.max_model_len, or raise sampling.engine_args.gpu_memory_utilization"
-        on_cpu = (
-            f"sampling.kv_cache_gib={sampling.kv_cache_gib or DEFAULT_CPU_KV_CACHE_GIB:g} does not suit this machine and model: "
-            f"set it to what is needed and free, or lower sampling.max_new_tokens"
-        )
-        return f"{on_gpu if sampling.gpus_per_engine > 0 else on_cpu} (vLLM: {reason})"
-    return (
-        f"vLLM cannot start on model.path={model!r}: {reason}. Check that it is a complete Hugging Face model directory or "
-        f"hub name, and that sampling.engine_args holds arguments vLLM knows"
-    )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from east_ray.records import GRADES, SAMPLES, UserError, check_schema
@@ -45,14 +44,15 @@ def write_samples(
 ) -> dict[str, Any]:
     """Commit one shard of completions and return its footer. `num_samples`: how many were asked for; None when imported."""
     table = check_schema(table, SAMPLES, f"{directory}/{shard_name(index)}")
-    tokens, finish = pc.list_flatten(table["completion_tokens"]), pc.list_flatten(table["finish_reasons"])  # type: ignore[attr-defined]
+    tokens = [count for counts in table["completion_tokens"].to_pylist() for count in counts]
+    finish = [reason for reasons in table["finish_reasons"].to_pylist() for reason in reasons]
     footer = {
         "num_samples": num_samples,
         "digest": digest(table),
         "questions": table.num_rows,
         "samples": len(tokens),
-        "tokens": pc.sum(tokens).as_py() or 0,  # type: ignore[attr-defined]
-        "truncated": pc.sum(pc.equal(finish, "length")).as_py() or 0,  # type: ignore[attr-defined]
+        "tokens": sum(tokens),
+        "truncated": finish.count("length"),
         "failed": table.num_rows - table["shortfall"].null_count,
     }
     _write(run, table, footer, directory, index)
@@ -64,9 +64,7 @@ def write_grades(
 ) -> dict[str, Any]:
     """Commit one shard of grades and return its footer. `samples` is the footer of the completions that were graded."""
     table = check_schema(table, GRADES, f"{directory}/{shard_name(index)}")
-    counts = {
-        name: pc.sum(table[f"num_{name}"]).as_py() or 0 for name in ("correct", "incorrect", "errors", "unanswered")
-    }  # type: ignore[attr-defined]
+    counts = {name: sum(table[f"num_{name}"].to_pylist()) for name in ("correct", "incorrect", "errors", "unanswered")}
     footer = {"digest": samples["digest"], "questions": table.num_rows, **counts}
     _write(run, table, footer, directory, index)
     return footer
@@ -113,8 +111,8 @@ def unfinished(
     for index, (sampled, graded) in enumerate(
         zip(read_footers(run, samples, count), read_footers(run, grades, count), strict=True)
     ):
-        had = num_samples if sampled is None or sampled["num_samples"] is None else sampled["num_samples"]
-        if num_samples is not None and had > num_samples:
+        had = sampled["num_samples"] if sampled else None
+        if num_samples is not None and had is not None and had > num_samples:
             raise UserError(
                 f"{run.uri_of(samples, shard_name(index))} holds {had} samples per question, but "
                 f"sampling.num_samples={num_samples}; set it to {had} or choose another run.dir"
