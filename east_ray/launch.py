@@ -147,6 +147,8 @@ def start_ray() -> None:
     # would be shown on the dashboard, so nodes get theirs from their own environment.
     os.environ.update(QUIET)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray 2.60 prints the raylet's warnings through its stream of worker logs even with log_to_driver=False.
+    ray._private.worker._worker_logs_enabled = False
     with _quiet_stderr():
         if os.environ.get("RAY_ADDRESS"):
             ray.init(runtime_env={"env_vars": QUIET}, **common)
