@@ -25,23 +25,22 @@ def compare(reference: str, answer: str) -> tuple[bool, str | None]:
 
     The reference goes first: math-verify is not symmetric.
     """
-    gold, parsed = _parse(reference), _parse(answer)
+    return _verify(reference, answer), _key(answer)
+
+
+def both_ways(left: str, right: str) -> tuple[bool, bool]:
+    """math-verify's verdict with the left as reference, and with the right."""
+    return _verify(left, right), _verify(right, left)
+
+
+def _verify(reference: str, answer: str) -> bool:
+    parsed = _parse(reference), _parse(answer)
     try:
-        equal = math_verify.verify(gold, parsed, timeout_seconds=None, raise_on_error=True)
+        return math_verify.verify(*parsed, timeout_seconds=None, raise_on_error=True)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # two kinds of expression that sympy cannot compare
-        equal = False
-    return equal, _key(answer)
-
-
-def plain_equal(reference: str, completion: str) -> bool:
-    """math-verify as it comes, its own extraction included, on a whole completion: the second grader of an evaluation.
-
-    Here its arithmetic fallback stays on: its pattern hands `parse_expr` nothing but digits and + - * / ^ ( ).
-    """
-    answer = math_verify.parse(completion, parsing_timeout=0)  # 0: no alarm
-    return math_verify.verify(_parse(reference), answer, timeout_seconds=None)
+        return False
 
 
 @lru_cache(maxsize=1_000)

@@ -17,6 +17,11 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 PURE = {
     "records": set(),
     "answers": {"records"},
+    "notation": set(),
+    "arithmetic": set(),
+    "expressions": {"arithmetic"},
+    "canonical": {"arithmetic", "expressions", "notation"},
+    "sandbox": set(),
     "uncertainty": {"records"},
     "statistics": {"records"},
     "selection": {"records", "config"},
@@ -26,7 +31,7 @@ PURE = {
 DOORS = {
     "vllm": {"sampling"},
     "trl": {"trainers"},
-    "sympy": {"symbolic", "expressions", "sandbox_worker"},
+    "sympy": {"symbolic"},
     "math_verify": {"symbolic"},
 }
 TOP = {"cli", "launch"}
