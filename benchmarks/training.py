@@ -1,6 +1,9 @@
 """What exact weights cost: a weighted step against TRL's own on the same batches, and the start-up proof.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--device cuda] [--steps 40]
+    OMP_NUM_THREADS=1 python benchmarks/training.py --identity
+
+The second prints how far weighted gradients are from explicit weighted losses (tests/oracles.py), in float32.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
@@ -20,7 +23,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from training_rows import MODEL, config, planned
+from test_trainers_deepspeed import CASES, NAMES, measured, run_cases
+from training_rows import MODEL, config, distance, explicit_gradient, one_step, planned
 
 from east_ray import trainers
 from east_ray.proof import prove_weights
@@ -38,7 +42,11 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, default=40, help="timed micro-batches of each trainer")
     parser.add_argument("--losses", nargs="+", default=["sft", "dpo", "kto"])
+    parser.add_argument("--identity", action="store_true")
     arguments = parser.parse_args()
+    if arguments.identity:
+        identity()
+        return
     clock = process_clock if arguments.device == "cpu" else device_clock
     print("loss  local weight  TRL ms  weighted ms  ratio   proof ms  share of 100 steps")
     with tempfile.TemporaryDirectory() as scratch:
@@ -46,6 +54,28 @@ def main() -> None:
         for loss in arguments.losses:
             for local_weight in ("none", "perplexity", "wpo"):
                 measure(loss, local_weight, model, scratch, arguments.device, arguments.steps, clock)
+
+
+def identity() -> None:
+    print("case                    relative L2")
+    with tempfile.TemporaryDirectory() as scratch:
+        for loss, changes in (
+            ("sft", {}),
+            ("sft", {"normalization": "sequence"}),
+            ("sft", {"weight_granularity": "microbatch"}),
+            ("dpo", {}),
+            ("kto", {}),
+        ):
+            for lora in (None, {"rank": 4}):
+                training = config(loss, max_steps=1, lora=lora, **changes)
+                actual, rows, weights, policy = one_step(16, training, Path(scratch))
+                far = distance(actual, explicit_gradient(training, policy(), rows, weights))
+                name = "-".join([loss, *changes.values(), "lora" if lora else "full"])
+                print(f"{name:<24}{far:.1e}", flush=True)
+        run_cases(Path(scratch))
+        for case, name in zip(CASES, NAMES, strict=True):
+            far, proof = measured(case, name, Path(scratch))
+            print(f"{name:<24}{far:.1e}   two workers; start-up proof {proof:.1e}", flush=True)
 
 
 def measure(

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import oracles
-import peft
-import pyarrow as pa
 import pytest
 import torch
 from training_rows import (
@@ -20,15 +18,14 @@ from training_rows import (
     explicit_gradient,
     explicit_loss,
     nudge,
+    one_step,
     planned,
     reference_model,
+    trainer,
 )
-from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from east_ray import trainers
-from east_ray.batches import TrainingPlan
-from east_ray.config import TrainingConfig
 from east_ray.proof import WeightsNotExact, prove_weights
 
 LOSSES = ("sft", "dpo", "kto")
@@ -41,45 +38,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def trainer(
-    rows: pa.Table, plan: TrainingPlan, weights: np.ndarray, training: TrainingConfig, path: Path, **changes: Any
-) -> trainers.WeightedTrainer:
-    settings: dict[str, Any] = {
-        "model_path": str(MODEL),
-        "dtype": "float32",
-        "trust_remote_code": False,
-        "seed": 0,
-        "deepspeed": None,
-        **changes,
-    }
-    return trainers.make_trainer(rows, plan, weight_N=weights, training=training, output_dir=str(path), **settings)
-
-
-def one_step(
-    count: int, training: TrainingConfig, path: Path, **changes: Any
-) -> tuple[torch.Tensor, list[dict[str, Any]], list[float], Callable[[], Any]]:
-    """Gradient of the first step, its examples and their weights, and a function that builds the policy it was taken at.
-
-    The policy is moved away from the reference first: at the reference DPO's margin and KTO's z are zero.
-    """
-    rows, plan, weights = planned(training.loss, count, training)
-    keep = Gradients()
-    made = trainer(rows, plan, weights, training, path, callbacks=[keep], **changes)
-    nudge(made.model)
-    state = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
-    made.train()
-
-    def policy() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-        if training.lora:
-            model = peft.get_peft_model(model, trainers.lora_config(training.lora))
-        model.load_state_dict(state)
-        return model
-
-    here, listed = plan.examples_of_step(0), rows.to_pylist()
-    return keep.steps[0], [listed[i] for i in here], [float(weights[i]) for i in here], policy
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import oracles
+import peft
 import pyarrow as pa
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from east_ray.batches import TrainingPlan, plan_training
 from east_ray.config import TrainingConfig
 from east_ray.tokens import lengths, tokenise_examples
+from east_ray.trainers import WeightedTrainer, lora_config, make_trainer
 
 MODEL = Path(__file__).resolve().parent.parent / "east_ray" / "tiny" / "model"
 RATES = {"sft": {"learning_rate": 1e-3}, "dpo": {"learning_rate": 1e-3}, "kto": {"learning_rate": 1e-3, "beta": 0.5}}
@@ -99,6 +102,45 @@ def flat_gradient(model: Any) -> torch.Tensor:
 def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def trainer(
+    rows: pa.Table, plan: TrainingPlan, weights: np.ndarray, training: TrainingConfig, path: Path, **changes: Any
+) -> WeightedTrainer:
+    settings: dict[str, Any] = {
+        "model_path": str(MODEL),
+        "dtype": "float32",
+        "trust_remote_code": False,
+        "seed": 0,
+        "deepspeed": None,
+        **changes,
+    }
+    return make_trainer(rows, plan, weight_N=weights, training=training, output_dir=str(path), **settings)
+
+
+def one_step(
+    count: int, training: TrainingConfig, path: Path, **changes: Any
+) -> tuple[torch.Tensor, list[dict[str, Any]], list[float], Callable[[], Any]]:
+    """Gradient of the first step, its examples and their weights, and a function that builds the policy it was taken at.
+
+    The policy is moved away from the reference first: at the reference DPO's margin and KTO's z are zero.
+    """
+    rows, plan, weights = planned(training.loss, count, training)
+    keep = Gradients()
+    made = trainer(rows, plan, weights, training, path, callbacks=[keep], **changes)
+    nudge(made.model)
+    state = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    made.train()
+
+    def policy() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+        if training.lora:
+            model = peft.get_peft_model(model, lora_config(training.lora))
+        model.load_state_dict(state)
+        return model
+
+    here, listed = plan.examples_of_step(0), rows.to_pylist()
+    return keep.steps[0], [listed[i] for i in here], [float(weights[i]) for i in here], policy
 
 
 def nudge(model: Any) -> None:
