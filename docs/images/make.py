@@ -24,10 +24,10 @@ async def section(page: Page, name: str, width: int, height: int, chapter: str, 
 
 async def main(run: Path) -> None:
     async with open_page(run.resolve() / "report.html") as page:
-        await section(page, "report", 1280, 1160, "")
-        await section(page, "report-uncertainty", 1280, 1220, "uncertainty", dark=True)
+        await section(page, "report", 1280, 1000, "")
+        await section(page, "report-uncertainty", 1280, 820, "uncertainty", dark=True)
         await section(page, "report-phone", 390, 1480, "")
-        await page.run("document.querySelector('.q button').click()")
+        await page.run("document.querySelectorAll('.q button')[30].click()")
         await section(page, "report-questions", 1280, 1040, "questions")
 
 
