@@ -27,7 +27,10 @@ async def main(run: Path) -> None:
         await section(page, "report", 1280, 1000, "")
         await section(page, "report-uncertainty", 1280, 820, "uncertainty", dark=True)
         await section(page, "report-phone", 390, 1480, "")
-        await page.run("document.querySelectorAll('.q button')[30].click()")
+        await page.run(
+            "{ const s = document.querySelector('#sort'); s.value = 4; s.dispatchEvent(new Event('input')); }"
+        )
+        await page.run("document.querySelectorAll('.q button')[2].click()")
         await section(page, "report-questions", 1280, 1040, "questions")
 
 
