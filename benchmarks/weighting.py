@@ -1,0 +1,116 @@
+"""How long the global reduction takes: 10 million questions, all 16 exponents, one streaming pass; beside pyarrow's reading.
+
+    python benchmarks/weighting.py [QUESTIONS ...]        default 1,000,000 and 10,000,000
+
+Grades of 128 samples per question are written once (the columns that weighing reads, 50,000 questions per file), read by
+pyarrow with all cores, batch by batch, and reduced by `weighting.fit_mappings`. The driver's memory is its resident size
+after the reduction less that before; the weights of one shard are checked against the paper's equation.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import ray
+
+from east_ray.records import GRADES
+from east_ray.runs import RunDirectory
+from east_ray.uncertainty import Mapping
+from east_ray.weighting import COLUMNS, fit_mappings, measure_table
+
+EXPONENTS = (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3)
+NUM_SAMPLES = 128
+ROWS_PER_SHARD = 50_000
+MAX_CLUSTERS = 24
+PROMISE = 3.0  # times pyarrow's reading
+
+
+def main() -> None:
+    counts = [int(argument) for argument in sys.argv[1:]] or [1_000_000, 10_000_000]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    mappings = [Mapping(exponent=exponent) for exponent in EXPONENTS]
+    for count in counts:
+        with tempfile.TemporaryDirectory() as directory:
+            run = RunDirectory(directory)
+            shards = write_grades(run, count)
+            fit_mappings(run, "grades", shards[:2], mappings, "mixed")  # starts Ray's workers
+            reading = min(timed(lambda run=run: read(run)) for _ in range(3))
+            before = resident()
+            times = []
+            for _ in range(3):
+                start = time.monotonic()
+                funnel, fits = fit_mappings(run, "grades", shards, mappings, "mixed")
+                times.append(time.monotonic() - start)
+            grown = resident() - before
+            check(run, shards[0], funnel, fits)
+        ratio = min(times) / reading
+        print(
+            f"{count:,} questions, {len(mappings)} exponents, {len(shards)} files: pyarrow reads in {reading:.2f} s, the "
+            f"reduction takes {min(times):.2f} s ({ratio:.2f} x; promised {PROMISE:g} x), driver + {grown:.0f} MiB"
+        )
+
+
+def write_grades(run: RunDirectory, count: int) -> list[str]:
+    """Grades of `count` questions with Dirichlet answer shares; the first cluster is correct."""
+    names = []
+    for i, start in enumerate(range(0, count, ROWS_PER_SHARD)):
+        rows = min(ROWS_PER_SHARD, count - start)
+        rng = np.random.default_rng(i)
+        drawn = rng.multinomial(NUM_SAMPLES, rng.dirichlet(np.full(MAX_CLUSTERS, 0.3), size=rows))
+        correct, sizes = drawn[:, 0], -np.sort(-drawn, axis=1)
+        present = sizes > 0
+        offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
+        columns = {
+            "question_id": pa.array([f"question-{start + k:08d}" for k in range(rows)]),
+            "cluster_sizes": pa.ListArray.from_arrays(offsets, sizes[present].astype(np.int32)),
+            "mean_tokens": rng.uniform(50, 500, rows),
+            "shortfall": pa.nulls(rows, pa.string()),
+            **dict.fromkeys(("num_errors", "num_unanswered", "num_truncated"), np.zeros(rows, dtype=np.int32)),
+            **dict.fromkeys(("num_correct", "num_positives"), correct.astype(np.int32)),
+            **dict.fromkeys(("num_incorrect", "num_negatives"), (NUM_SAMPLES - correct).astype(np.int32)),
+            "largest_wrong": drawn[:, 1:].max(axis=1).astype(np.int32),
+            "num_samples": np.full(rows, NUM_SAMPLES, dtype=np.int32),
+        }
+        schema = pa.schema([GRADES.field(name) for name in COLUMNS])
+        names.append(f"shard-{i:05d}.parquet")
+        run.write_table(pa.table(columns).select(COLUMNS).cast(schema), "grades", names[-1])
+    return names
+
+
+def read(run: RunDirectory) -> int:
+    """Decode every batch of the columns that weighing reads."""
+    batches = ds.dataset(run.path("grades"), format="parquet").scanner(columns=COLUMNS).to_batches()
+    return sum(batch.num_rows for batch in batches)
+
+
+def check(run: RunDirectory, shard: str, funnel: dict, fits: dict) -> None:
+    """The first shard's weights are v^a over one constant, and the funnel counts everything."""
+    measures = measure_table(run.read_table("grades", shard, columns=COLUMNS), "mixed")
+    entropy = measures["entropy"].to_numpy()[measures["reason"].is_null().to_numpy()]
+    for fitted in fits.values():
+        ratio = fitted.weights(entropy) / entropy**fitted.mapping.exponent
+        assert np.ptp(ratio) < 1e-12 * ratio[0]
+    assert funnel["questions"]["total"] == funnel["questions"]["kept"] + sum(funnel["questions"]["dropped"].values())
+
+
+def timed(work: object) -> float:
+    start = time.monotonic()
+    work()  # type: ignore[operator]
+    return time.monotonic() - start
+
+
+def resident() -> float:
+    return psutil.Process().memory_info().rss / 2**20
+
+
+if __name__ == "__main__":
+    main()
