@@ -12,7 +12,12 @@ SPLITS = {"evaluation": "test questions", "validation": "held-out training quest
 
 
 def write_model_card(run: RunDirectory, output: str) -> None:
-    """Write `output`/README.md from `output`/training.json and the metrics.json of the evaluations made so far."""
+    """Write `output`/README.md from `output`/training.json and the metrics.json of the evaluations made so far.
+
+    A model directory without training.json was not written here and is left alone.
+    """
+    if not run.exists(output, FACTS):
+        return
     arm = output.rpartition("/")[0]
     measured = {}
     for directory, split in SPLITS.items():

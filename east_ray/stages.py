@@ -323,6 +323,7 @@ def evaluate(
 
     def work(pending: Sequence[Part]) -> list[Any]:
         from east_ray.evaluation import evaluate
+        from east_ray.model_card import write_model_card
 
         results = evaluate(
             run,
@@ -335,6 +336,9 @@ def evaluate(
             seed=config.run.seed,
             round_index=t,
         )
+        for name, part in parts.items():
+            if part in pending and (trained := policies[name].trained):
+                write_model_card(run, trained.outputs[0])
         return [results[name] for name, part in parts.items() if part in pending]
 
     return Step(step, list(parts.values()), work)
