@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,49 +64,58 @@ DRIVER = """
 """
 
 
-@pytest.mark.timeout(1800)
-def test_a_killed_driver_run_again_ends_in_the_same_model(tmp_path: Path) -> None:
-    run = RunDirectory(str(tmp_path / "run"))
-    run.write_table(examples("dpo", 80), "examples/dpo.parquet")
-    assert drive(run, "undisturbed").wait() == 0
+@pytest.fixture(params=["disk", "s3"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDirectory]:
+    """A run directory on disk, or on an S3 server of our own."""
+    if request.param == "disk":
+        yield RunDirectory(str(tmp_path / "run"))
+        return
+    moto = pytest.importorskip("moto.server", reason="install the s3 extra: pip install -e '.[s3]'")
+    import boto3
 
-    state = Path(run.path("disturbed", "training", "state"))
-    for checkpoints in (1, 2):
-        process = drive(run, "disturbed")
-        wait_for(lambda: len(list(state.glob("checkpoint-*"))) > 0, process)
-        if checkpoints == 2:
-            before = newest(state)
-            wait_for(lambda: newest(state) > before, process)  # noqa: B023
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("EAST_RAY_CACHE", str(tmp_path / "cache"))
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    where = "{}:{}".format(*server.get_host_and_port())
+    boto3.client("s3", endpoint_url=f"http://{where}", region_name="us-east-1").create_bucket(Bucket="east")
+    yield RunDirectory(f"s3://east/run?endpoint_override={where}&scheme=http&region=us-east-1")
+    server.stop()
+
+
+@pytest.mark.timeout(1800)
+def test_a_killed_driver_run_again_ends_in_the_same_model(kept: RunDirectory, tmp_path: Path) -> None:
+    log = tmp_path / "driver.log"
+    kept.write_table(examples("dpo", 80), "examples/dpo.parquet")
+    assert drive(kept, "undisturbed", log).wait() == 0, log.read_text()
+    for step in (3, 18):  # a checkpoint of the first life, and one of the second
+        process = drive(kept, "disturbed", log)
+        while not kept.exists("disturbed", "training", "state", f"checkpoint-{step}"):
+            assert process.poll() is None, f"ended before it could be killed: {log.read_text()}"
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not Path(run.path("disturbed", "model")).exists()
-    resumed = drive(run, "disturbed")
-    assert resumed.wait() == 0
+    assert not kept.exists("disturbed", "model", "config.json")
+    assert drive(kept, "disturbed", log).wait() == 0, log.read_text()
 
-    digests = [weights_digest(run.path(arm, "model")) for arm in ("undisturbed", "disturbed")]
+    digests = [weights_digest(kept.local_copy(arm, "model")) for arm in ("undisturbed", "disturbed")]
     assert digests[0] == digests[1]
-    steps = [json.loads(line)["step"] for line in run.read_bytes("disturbed", "training", "log.jsonl").splitlines()]
-    assert steps == list(range(1, 41))
+    rows = kept.read_bytes("disturbed", "training", "log.jsonl").splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 41))
+    assert kept.list("disturbed", "training") == ["log.jsonl", "tokens.parquet"]
 
 
-def drive(run: RunDirectory, output: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DRIVER), run.uri, output],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def newest(state: Path) -> int:
-    return max((int(path.name.split("-")[1]) for path in state.glob("checkpoint-*")), default=0)
-
-
-def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None, "the training ended before it could be killed"
-        time.sleep(0.01)
+def drive(run: RunDirectory, output: str, log: Path) -> subprocess.Popen[bytes]:
+    """A process that starts Ray and trains one arm."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(DRIVER), run.uri, output],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=file,
+        )
 
 
 VLLM = """
