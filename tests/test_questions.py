@@ -173,6 +173,6 @@ def test_a_name_that_is_on_no_hub_is_refused_without_a_traceback() -> None:
 def test_real_gsm8k_and_math_files_load_whole_but_for_the_two_without_reference(shared_data: Path) -> None:
     assert len(load_questions(str(shared_data / "datasets" / "gsm8k_train.jsonl"), COLUMNS)) == 7473
     math = str(shared_data / "datasets" / "math_train.jsonl")
-    with pytest.raises(UserError, match="line 5342.*skip_without_reference"):
+    with pytest.raises(UserError, match=r"line 5342.*skip_without_reference"):
         load_questions(math, COLUMNS)
     assert len(load_questions(math, COLUMNS.model_copy(update={"skip_without_reference": True}))) == 7498
