@@ -140,6 +140,7 @@ def provenance(config: Config) -> dict[str, Any]:
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a quiet local Ray."""
     import ray
+    from ray._private import worker
 
     if ray.is_initialized():
         return
@@ -148,7 +149,7 @@ def start_ray() -> None:
     os.environ.update(QUIET)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray 2.60 prints the raylet's warnings through its stream of worker logs even with log_to_driver=False.
-    ray._private.worker._worker_logs_enabled = False
+    worker._worker_logs_enabled = False
     with _quiet_stderr():
         if os.environ.get("RAY_ADDRESS"):
             ray.init(runtime_env={"env_vars": QUIET}, **common)

@@ -133,7 +133,9 @@ def _weighting_sentence(row: Comparison, level: float) -> str:
     d = row.to_vanilla
     assert d is not None
     if d.gained == d.lost == 0:
-        return f"{row.name} and {d.baseline} answer exactly the same of these {row.num_questions:,} questions correctly."
+        return (
+            f"{row.name} and {d.baseline} answer exactly the same of these {row.num_questions:,} questions correctly."
+        )
     if _is_clear(row, level):
         better = "better" if d.estimate > 0 else "worse"
         return f"{row.name} is {better} than {d.baseline} by {_known(d)}, p {probability(d.p_adjusted)}."
