@@ -20,7 +20,7 @@ import peft
 import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.integration_utils import is_tensorboard_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import prepare_deepspeed
@@ -94,7 +94,7 @@ def make_trainer(
         trust_remote_code=trust_remote_code,
         **settings,
     )
-    return trainer_class(
+    trainer = trainer_class(
         model=model_path,
         args=arguments,
         positions=Positions(rows, plan, weight_N, training.loss),
@@ -102,6 +102,8 @@ def make_trainer(
         peft_config=lora_config(training.lora),
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)  # prints every step on every worker
+    return trainer
 
 
 def trackers(report_to: Sequence[str]) -> list[str]:
