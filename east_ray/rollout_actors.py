@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from east_ray import shards, storage
+from east_ray.adaptive import wanted_samples
 from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.engine import (
     Engine,
@@ -119,7 +121,7 @@ class Sampler:
             table = sample_shard(
                 questions,
                 before,
-                num_samples=plan.sampling.num_samples,
+                num_samples=_wanted(plan, job, index) if before is not None else plan.sampling.num_samples,
                 seed_of=lambda question_id: question_seed(plan.seed, plan.round_index, question_id),
                 generate=lambda requests: generate(requests, report.add),
             )
@@ -202,11 +204,11 @@ def sample_shard(
     questions: pa.Table,
     before: pa.Table | None,
     *,
-    num_samples: int,
+    num_samples: int | np.ndarray,
     seed_of: Callable[[str], int],
     generate: Callable[[Sequence[Request]], list[Result]],
 ) -> pa.Table:
-    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions each or a reason in `shortfall`.
+    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions (for all or for each) or a reason in `shortfall`.
 
     Only what `before`, an earlier and smaller set of completions of the same questions, lacks is sampled.
     """
@@ -218,12 +220,13 @@ def sample_shard(
                 f"question {old['question_id']!r} was sampled from another prompt than {question['question_id']!r} has "
                 f"now; choose another run.dir, or --restart-from sample"
             )
-    short = [i for i, old in enumerate(kept) if len(old["completions"]) < num_samples]
+    wanted = np.broadcast_to(num_samples, len(asked)).tolist()
+    short = [i for i, old in enumerate(kept) if len(old["completions"]) < wanted[i]]
     requests = [
         Request(
             asked[i]["question_id"],
             asked[i]["prompt_token_ids"],
-            num_samples - len(kept[i]["completions"]),
+            wanted[i] - len(kept[i]["completions"]),
             seed_of(asked[i]["question_id"]) + len(kept[i]["completions"]),
         )
         for i in short
@@ -232,6 +235,23 @@ def sample_shard(
     for i, request, result in zip(short, requests, generate(requests), strict=True):
         rows[i] = _extended(kept[i], request, result)
     return pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def _wanted(plan: Plan, job: RolloutJob, index: int) -> int | np.ndarray:
+    """How many completions the questions of a shard should have, by the grades of those they have (sampling.adaptive)."""
+    sampling = plan.sampling
+    if sampling.adaptive is None:
+        return sampling.num_samples
+    grades = shards.read_shard(plan.run, job.grades, index)
+    sizes = grades["cluster_sizes"].to_pylist()
+    count_Q_K = np.array([row + [0] * (max(map(len, sizes)) - len(row)) for row in sizes])
+    return wanted_samples(
+        count_Q_K,
+        grades["num_samples"].to_numpy(),
+        min_samples=sampling.adaptive.min_samples,
+        max_samples=sampling.num_samples,
+        width=sampling.adaptive.width,
+    )
 
 
 def _extended(row: dict[str, Any], request: Request, result: Result) -> dict[str, Any]:

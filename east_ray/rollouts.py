@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
-from east_ray import shards
+from east_ray import adaptive, shards
 from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.engine import OpenEngine
 from east_ray.records import UserError
@@ -72,21 +72,60 @@ def run_rollouts(
 
     Jobs share one pool of engines: the weights are exchanged in place, so their models must have one shape. UserError
     when more than sampling.max_failed_share of the questions failed; the rest is kept and a next call goes on from it.
+    With sampling.adaptive the questions are gone through once per level, each graded before the next decides who gets more.
     """
     if sampling.temperature == 0 and sampling.num_samples > 1:
         raise UserError(
             f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
         )
+    _prepare(run, jobs, resume)
+    most = sampling.num_samples
+    for level in adaptive.levels(sampling.adaptive.min_samples, most) if sampling.adaptive else [most]:
+        at_level = sampling.model_copy(update={"num_samples": level})
+        summaries = _roll_out(
+            run,
+            jobs,
+            model=model,
+            sampling=at_level,
+            grading=grading,
+            seed=seed,
+            round_index=round_index,
+            title=title if level == most else f"{title} {level}",
+            more_is_fine=level < most,
+            open_engine=open_engine,
+        )
+    return summaries
+
+
+def _roll_out(
+    run: RunDirectory,
+    jobs: Sequence[RolloutJob],
+    *,
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    grading: GradingConfig,
+    seed: int,
+    round_index: int,
+    title: str,
+    more_is_fine: bool,
+    open_engine: OpenEngine,
+) -> list[RolloutSummary]:
+    """Bring every job's shards to sampling.num_samples; shards that hold more are left as they are if `more_is_fine`."""
     sizes = [_num_questions(run, job.questions) for job in jobs]
     counts = [shards.count_shards(size, sampling.questions_per_shard) for size in sizes]
-    _prepare(run, jobs, resume)
 
     def todo(retry_failed: bool) -> list[dict[str, Any]]:
         return [
             _row(number, shard)
             for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
             for shard in shards.unfinished(
-                run, job.samples, job.grades, count, sampling.num_samples, retry_failed=retry_failed
+                run,
+                job.samples,
+                job.grades,
+                count,
+                sampling.num_samples,
+                retry_failed=retry_failed,
+                more_is_fine=more_is_fine,
             )
         ]
 
