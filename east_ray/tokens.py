@@ -75,7 +75,7 @@ def prepare_examples(
     longest_N, tokens_N = lengths(tokenised, training.loss)
     check_lengths(longest_N, training.max_length)
     run.write_table(tokenised, tokens)
-    content = hashlib.sha256(repr(tokenised.to_pydict()).encode()).hexdigest()[:16]
+    content = _content(tokenised)
     reference = None
     if training.precompute_reference:
         if training.loss != "dpo":
@@ -183,3 +183,11 @@ def _sampled_prompts(run: RunDirectory, questions: str) -> Mapping[str, list[int
         return {}
     table = run.read_table(questions, columns=["question_id", "prompt_token_ids"])
     return dict(zip(table["question_id"].to_pylist(), table["prompt_token_ids"].to_pylist(), strict=True))
+
+
+def _content(table: pa.Table) -> str:
+    """16 hex digits that tell apart tables of other ids or in another order."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
