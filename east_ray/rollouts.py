@@ -80,6 +80,7 @@ def run_rollouts(
         )
     _prepare(run, jobs, resume)
     most = sampling.num_samples
+    summaries: list[RolloutSummary] = []
     for level in adaptive.levels(sampling.adaptive.min_samples, most) if sampling.adaptive else [most]:
         at_level = sampling.model_copy(update={"num_samples": level})
         summaries = _roll_out(
