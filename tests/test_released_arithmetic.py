@@ -28,9 +28,7 @@ SETS = {"responses_math_ei56": 302, "responses_gsm8k_pooled": 650}  # name -> ab
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_weights_equal_the_released_scripts_on_real_completions(
-    name: str, shared_data: Path, tmp_path: Path, ray_session: None
-) -> None:
+def test_weights_equal_the_released_scripts_on_real_completions(name: str, shared_data: Path, tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
     grades = grade(shared_data / "responses" / f"{name}.jsonl.gz")
     for i in range(0, len(grades), 100):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from graded import grades_row, write_shards
 
+from east_ray import shard_tasks
 from east_ray.config import SelectionConfig, WeightingConfig
 from east_ray.records import GRADES, UserError
 from east_ray.runs import RunDirectory
@@ -55,7 +56,11 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_weights_equal_the_pure_functions_over_all_kept_questions(run: RunDirectory) -> None:
+@pytest.mark.parametrize("in_process", [0, 32])
+def test_weights_equal_the_pure_functions_over_all_kept_questions(
+    run: RunDirectory, in_process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_tasks, "IN_PROCESS", in_process)
     rows = questions(300)
     table = weighed(run, rows, 32)
     measures = measure_table(pa.Table.from_pylist(rows, schema=GRADES), "mixed")
@@ -69,16 +74,15 @@ def test_weights_equal_the_pure_functions_over_all_kept_questions(run: RunDirect
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_weights_have_the_same_bits_for_any_shards_and_any_order(tmp_path: Path) -> None:
+def test_weights_have_the_same_bits_for_any_shards_any_order_and_any_workers(tmp_path: Path) -> None:
     rows = questions(200)
     once = weighed(RunDirectory(str(tmp_path / "a")), rows, 200)
     random.Random(1).shuffle(rows)
-    again = weighed(RunDirectory(str(tmp_path / "b")), rows, 7)
+    again = weighed(RunDirectory(str(tmp_path / "b")), rows, 5)  # 40 shards, so by Ray
     assert again.sort_by("question_id").equals(once.sort_by("question_id"))
     assert (tmp_path / "a/weights/weights.json").read_bytes() == (tmp_path / "b/weights/weights.json").read_bytes()
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_the_funnel_counts_every_question_and_completion_once(run: RunDirectory) -> None:
     rows = questions(200)
     weighed(run, rows, 16, excluded={"q0", "q1", "not a question"})
@@ -93,21 +97,18 @@ def test_the_funnel_counts_every_question_and_completion_once(run: RunDirectory)
     assert judged["errors"] == sum(row["num_errors"] for row in rows) > 0
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_solved_questions_weigh_nothing_when_nothing_else_was_said(run: RunDirectory) -> None:
     rows = [grades_row("easy", ["gold"] * 4), grades_row("hard", ["gold", "1", "2", "3"])]
     table = weighed(run, rows, 1, mappings=[Mapping()], selection=SelectionConfig(keep="solved"))
     assert table["weight_entropy_power_1"].to_pylist() == [0.0, 2.0]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_negative_exponent_over_solved_questions_names_the_mapping_and_the_remedy(run: RunDirectory) -> None:
     rows = [grades_row("easy", ["gold"] * 4), grades_row("hard", ["gold", "1", "2", "3"])]
     with pytest.raises(UserError, match=r'weight_entropy_power_-1: 1 of 2 kept.*keep = "mixed"'):
         weighed(run, rows, 1, mappings=[Mapping(exponent=-1)], selection=SelectionConfig(keep="solved"))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_no_kept_question_is_an_error_with_the_funnel(run: RunDirectory) -> None:
     rows = [grades_row("a", ["gold"] * 4), grades_row("b", ["1", "2"]), grades_row("c", ["1"])]
     with pytest.raises(UserError, match=r"none of the 3 questions.*2 all wrong.*1 all correct"):
@@ -126,7 +127,6 @@ def test_missing_grades_say_which_command_comes_first(run: RunDirectory) -> None
         )
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_unhealthy_weights_stop_the_run_when_asked_to(run: RunDirectory) -> None:
     rows = [grades_row(f"q{i}", ["gold"] * 63 + ["1"]) for i in range(50)]
     rows.append(grades_row("one", ["gold", *map(str, range(63))]))
@@ -178,7 +178,6 @@ def test_measures_of_a_hand_made_question() -> None:
     assert row["reason"] is None
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_weights_json_is_plain_json_with_the_documented_keys(run: RunDirectory) -> None:
     weighed(run, questions(60), 16, mappings=[Mapping(exponent=1.5)])
     stored = json.loads(run.read_bytes("weights", "weights.json"))
