@@ -106,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         ("uncertainty", "were there enough samples per question?", _uncertainty),
     ):
         command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
+    export = command("export", "copy a round's training examples to a directory as a Hugging Face dataset", _export)
+    export.add_argument("run", help="run directory, local or s3:// or gs://")
+    export.add_argument("target", help="a new or empty local directory")
+    export.add_argument("--round", default="round-00", help="where in the run, e.g. round-01/arms/east")
     return parser
 
 
@@ -174,6 +178,13 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     from east_ray.sufficiency import sufficiency
 
     print(sufficiency(_existing_run(arguments.run)).render())  # noqa: T201
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from east_ray.export import export_dataset
+
+    run, place = _existing_run(arguments.run), arguments.round
+    print(export_dataset(run, examples=f"{place}/examples", weights=f"{place}/weights", target=arguments.target))  # noqa: T201
 
 
 def _existing_run(uri: str) -> RunDirectory:
