@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from east_ray.cli import main
 from east_ray.launch import start_ray
+from east_ray.runs import RunDirectory
 
 SMALL = """
 [run]
@@ -56,14 +56,15 @@ def finished(config: Path, ray_session: None) -> Path:
 
 
 def test_the_loop_leaves_every_artefact_complete_and_consistent(finished: Path) -> None:
-    samples = pq.read_table(finished / "round-00" / "samples").to_pylist()
+    run = RunDirectory(str(finished))
+    samples = run.read_table("round-00", "samples").to_pylist()
     assert len(samples) == 48
     assert all(len(row["completions"]) == 8 for row in samples)
-    grades = {row["question_id"]: row for row in pq.read_table(finished / "round-00" / "grades").to_pylist()}
+    grades = {row["question_id"]: row for row in run.read_table("round-00", "grades").to_pylist()}
     assert all(sum(row["cluster_sizes"]) == 8 for row in grades.values())
     weights = json.loads((finished / "round-00" / "weights" / "weights.json").read_text())
     assert weights["funnel"]["questions"]["total"] == 48
-    examples = pq.read_table(finished / "round-00" / "examples" / "sft.parquet").to_pylist()
+    examples = run.read_table("round-00", "examples", "sft.parquet").to_pylist()
     by_id = {row["question_id"]: row for row in samples}
     for row in examples:
         chosen = by_id[row["question_id"]]["completions"].index(row["completion"])
