@@ -103,6 +103,8 @@ def combine_seeds(difference_S_Q: np.ndarray, confidence: float = 0.95) -> Inter
     d = np.asarray(difference_S_Q, dtype=np.float64)
     num_seeds, num_questions = d.shape
     mean = float(d.mean())
+    if num_questions == 1:
+        return Interval(mean, -math.inf, math.inf)  # nothing says how questions vary
     by_question = float(np.var(d.mean(axis=0), ddof=1)) / num_questions
     variance, freedom = by_question, float(num_questions - 1)
     if num_seeds > 1:

@@ -130,6 +130,10 @@ def test_one_seed_gives_the_ordinary_t_interval_over_questions() -> None:
     assert (interval.low, interval.high) == pytest.approx(expected)
 
 
+def test_one_question_says_nothing_about_others() -> None:
+    assert combine_seeds(np.array([[1.0], [0.0]])).high == math.inf
+
+
 def test_identical_seeds_that_all_agree_leave_no_interval() -> None:
     interval = combine_seeds(np.full((3, 10), 0.25))
     assert (interval.low, interval.high) == pytest.approx((0.25, 0.25))
