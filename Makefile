@@ -30,7 +30,7 @@ check: setup
 	$(BIN)/pyright
 
 bench: setup
-	$(BIN)/python benchmarks/run.py
+	for name in grading rollouts training weighting; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
