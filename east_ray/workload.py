@@ -42,7 +42,7 @@ HUB_SETS = {"gsm8k": HubSet(7473, 1319, 235, 985), "math": HubSet(7500, 5000, 21
 
 # Mean completion, tokens. Instruct models' public answers average 780 (GSM8K) and 1,080 (MATH) characters; MATH's are
 # rounded up for those that ramble on at temperature 1. The bundled tiny model's were counted.
-COMPLETION_TOKENS = {"gsm8k": 220, "math": 450, "tiny": 30}
+COMPLETION_TOKENS = {"gsm8k": 220, "math": 450, "tiny": 23}
 OTHER_COMPLETION_TOKENS = 400
 
 CHARACTERS_PER_TOKEN = 3.5
