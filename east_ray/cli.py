@@ -150,8 +150,9 @@ def _config(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from east_ray.plan import plan
+    from east_ray.plan_text import render
 
-    print(plan(_load(arguments), arguments.pool).render())  # noqa: T201
+    print(render(plan(_load(arguments), arguments.pool)))  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -119,11 +119,6 @@ class Plan:
     store_gib: float
     actual: Actual | None  # what the run directory has measured, if there is one
 
-    def render(self) -> str:
-        from east_ray.plan_text import render
-
-        return render(self)
-
 
 def plan(config: Config, pools: Sequence[str] = ()) -> Plan:
     """Estimate `config` on each pool, e.g. "8xH100"; without one, on 8 A100 and 8 H100, or on this machine's cores.

@@ -13,6 +13,7 @@ import pytest
 from east_ray.config import Config, LoraConfig, ModelConfig, TrainingConfig, from_dict, load
 from east_ray.footprint import GIB, KNOWN, Architecture, from_hf_config, read_architecture, training_memory
 from east_ray.plan import Phase, plan, read_devices
+from east_ray.plan_text import render
 from east_ray.records import MEASURES, QUESTIONS, UserError
 from east_ray.runs import RunDirectory
 
@@ -181,7 +182,7 @@ def test_a_model_too_large_for_one_gpu_does_not_fit_and_the_plan_says_what_to_do
     pool = result.pools[0]
     assert pool.sampling_fits
     assert not pool.training_fits
-    text = result.render()
+    text = render(result)
     assert "DOES NOT FIT" in text
     assert "gradient_checkpointing=true" in text
 
@@ -192,7 +193,7 @@ def test_weights_larger_than_the_gpu_leave_no_kv_cache(tmp_path: Path) -> None:
     config = load(CONFIGS / "math-llama-8b.toml", [f"model.path={tmp_path}"])
     result = plan(config, ["8xH100"])
     assert not result.pools[0].sampling_fits
-    assert "tensor_parallel_size" in result.render()
+    assert "tensor_parallel_size" in render(result)
     wide = load(
         CONFIGS / "math-llama-8b.toml",
         [f"model.path={tmp_path}", "sampling.tensor_parallel_size=4", "sampling.gpus_per_engine=4"],
@@ -227,7 +228,7 @@ def test_a_pool_smaller_than_the_training_gang_is_refused() -> None:
 
 def test_every_assumption_is_printed() -> None:
     result = plan(load(CONFIGS / "gsm8k-llama-1b.toml"))
-    text = result.render()
+    text = render(result)
     for field in dataclasses.fields(result.assumptions):
         assert f"{field.name} {getattr(result.assumptions, field.name):g}" in text
 
@@ -269,6 +270,6 @@ def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions:
     assert result.actual.completion_tokens == 30
     assert result.actual.kept_share == 0.5
     assert result.actual.seconds == {"round 0: sample": 120.0, "round 0: evaluate": 30.0}
-    rows_of_text = {line.strip().split("  ")[0]: line for line in result.render().split("planned on")[1].splitlines()}
+    rows_of_text = {line.strip().split("  ")[0]: line for line in render(result).split("planned on")[1].splitlines()}
     assert rows_of_text["round 0: sample"].endswith("2.0 min")
     assert rows_of_text["kept questions"].endswith("50%")
