@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 
+Command = Callable[["LLMEngine", Future[Any]], None]
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima vLLM accepts
 
 
@@ -57,9 +59,11 @@ class InProcessEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._sampling = settings.sampling
         self._weights = Weights(settings.path)
-        self._inbox: queue.SimpleQueue[Callable[[LLMEngine], None] | None] = queue.SimpleQueue()
-        self._waiting: dict[str, Future[Result]] = {}
+        self._inbox: queue.SimpleQueue[tuple[Command, Future[Any]] | None] = queue.SimpleQueue()
+        self._unanswered: set[Future[Any]] = set()
+        self._sampled: dict[str, Future[Any]] = {}
         self._ids = itertools.count()
+        self._lock = threading.Lock()
         self._died: EngineDied | None = None
         ready: Future[None] = Future()
         # The engine is built by the thread that steps it: OpenMP's thread count belongs to the thread that set it.
@@ -68,60 +72,68 @@ class InProcessEngine:
         ready.result()
 
     def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
-        futures = [self._submit(request, finished) for request in requests]
+        futures = [self._ask(self._adding(request)) for request in requests]
+        for future in futures:
+            future.add_done_callback(lambda done: None if done.exception() else finished(done.result()))
         return [future.result() for future in futures]
 
     def load(self, path: str) -> None:
-        if not self._weights.change(path):
-            return
-        done: Future[None] = Future()
-
-        def reload(engine: LLMEngine) -> None:
-            try:
-                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
-                engine.reset_prefix_cache()
-                done.set_result(None)
-            except Exception as error:
-                done.set_exception(error)
-
-        self._inbox.put(reload)
-        done.result()
+        if self._weights.change(path):
+            self._ask(self._reloading()).result()
 
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
-    def _submit(self, request: Request, finished: Callable[[Result], None]) -> Future[Result]:
-        future: Future[Result] = Future()
-        future.add_done_callback(lambda f: None if f.exception() else finished(f.result()))
-        request_id = str(next(self._ids))
+    def _ask(self, command: Command) -> Future[Any]:
+        """Have the stepping thread do something. The future fails with EngineDied when the engine does not live to do it."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._died:
+                raise self._died
+            self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
+        self._inbox.put((command, future))
+        return future
 
-        def add(engine: LLMEngine) -> None:
+    def _adding(self, request: Request) -> Command:
+        def add(engine: LLMEngine, future: Future[Any]) -> None:
             from vllm.exceptions import VLLMValidationError
 
-            self._waiting[request_id] = future
+            request_id = str(next(self._ids))
             try:
                 prompt, params = _as_input(engine, request, self._sampling)
                 engine.add_request(request_id, prompt, params, lora_request=self._weights.adapter)
+                self._sampled[request_id] = future
             except (VLLMValidationError, ValueError) as error:
-                del self._waiting[request_id]
                 future.set_result(Refusal(one_line(error)))
 
-        if self._died:
-            raise self._died
-        self._inbox.put(add)
-        return future
+        return add
+
+    def _reloading(self) -> Command:
+        def reload(engine: LLMEngine, future: Future[Any]) -> None:
+            try:
+                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
+                engine.reset_prefix_cache()
+                future.set_result(None)
+            except Exception as error:
+                future.set_exception(error)
+
+        return reload
+
+    def _open(self, settings: EngineSettings) -> LLMEngine:
+        import torch
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
+        args = EngineArgs(**engine_args(self._weights.base, settings, EngineArgs))
+        return LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS)
 
     def _run(self, settings: EngineSettings, ready: Future[None]) -> None:
         try:
-            import torch
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
-            args = EngineArgs(**engine_args(self._weights.base, settings, EngineArgs))
-            engine = LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS)
+            engine = self._open(settings)
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -130,22 +142,27 @@ class InProcessEngine:
             while self._serve_inbox(engine):
                 for output in engine.step():
                     if output.finished:
-                        self._waiting.pop(output.request_id).set_result(_completions(output))
+                        self._sampled.pop(output.request_id).set_result(_completions(output))
+            reason = "it was closed"
         except BaseException as error:
-            self._died = EngineDied(one_line(error))
-            for future in self._waiting.values():
-                future.set_exception(self._died)
+            reason = one_line(error)
+        with self._lock:
+            self._died = EngineDied(reason)
+            unanswered = list(self._unanswered)
+        for future in unanswered:
+            future.set_exception(self._died)
 
     def _serve_inbox(self, engine: LLMEngine) -> bool:
         """Do what callers asked for, waiting for it when there is nothing to step. False: close."""
         while True:
             try:
-                command = self._inbox.get(block=not engine.has_unfinished_requests())
+                asked = self._inbox.get(block=not engine.has_unfinished_requests())
             except queue.Empty:
                 return True
-            if command is None:
+            if asked is None:
                 return False
-            command(engine)
+            command, future = asked
+            command(engine, future)
 
 
 class AsyncEngine:
