@@ -147,12 +147,22 @@ class Stage:
         assert manifest is not None, f"{self.name} is not finished"
         return manifest["fingerprint"]
 
-    def is_current(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
-        """True: skip. False: (re)do. UserError: finished, or begun, under other settings or inputs."""
+    def is_current(
+        self, inputs: Mapping[str, str], settings: Mapping[str, Any], growing: frozenset[str] = frozenset()
+    ) -> bool:
+        """True: skip. False: (re)do, or go on. UserError: finished, or begun, under other settings or inputs.
+
+        A stage whose `growing` settings are now larger, and nothing else changed, is gone on with: its output is a part.
+        """
         intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
         manifest = self.manifest()
         begun = self.run.read_json(self.name, INTENT) if self.run.exists(self.name, INTENT) else None
+        larger = {name: intent["settings"][name] for name in growing}
+        grew = manifest is not None and any(manifest["settings"].get(name, now) < now for name, now in larger.items())
         for old in (manifest, begun):
+            smaller = old is not None and all(old["settings"].get(name, now) <= now for name, now in larger.items())
+            if old is not None and smaller:
+                old = {**old, "settings": {**old["settings"], **larger}}
             if old is not None and (changed := _first_difference(old, intent)):
                 where, before, now = changed
                 directory = self.name.rsplit("/", 1)[-1]
@@ -161,7 +171,7 @@ class Stage:
                     f"another run directory (--set run.dir=...), or --restart-from {STEP_OF_DIRECTORY.get(directory, directory)} "
                     f"to discard this stage and all after it and do them again"
                 )
-        return manifest is not None
+        return manifest is not None and not grew
 
     def begin(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         """Record what this stage is about to be made of, so that a resumed run cannot mix two settings."""

@@ -76,6 +76,7 @@ def sample(run: RunDirectory, config: Config, groups: Sequence[Group], questions
                 "dtype": config.model.dtype,
             },
             needs={"questions": questions.parts[0], **group.policy.needs},
+            growing=frozenset({"num_samples"}),
         )
         for group in groups
     ]

@@ -24,6 +24,7 @@ class Part:
     needs: Mapping[str, Part] = field(default_factory=dict)
     external: Mapping[str, str] = field(default_factory=dict)  # fingerprints of what comes from outside the run
     outputs: tuple[str, ...] = ()  # directories beside the stage that belong to it
+    growing: frozenset[str] = frozenset()  # settings that may be raised later: what there is then stays, as a part
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -36,7 +37,7 @@ class Part:
 
     @property
     def is_finished(self) -> bool:
-        return self.stage.is_current(self.inputs, self.settings)
+        return self.stage.is_current(self.inputs, self.settings, self.growing)
 
     def begin(self) -> None:
         self.stage.begin(self.inputs, self.settings)
