@@ -3,8 +3,9 @@
     python benchmarks/weighting.py [QUESTIONS ...]        default 1,000,000 and 10,000,000
 
 Grades of 128 samples per question are written once (the columns that weighing reads, 50,000 questions per file), read by
-pyarrow with all cores, batch by batch, and reduced by `weighting.fit_mappings`. The driver's memory is its resident size
-after the reduction less that before; the weights of one shard are checked against the paper's equation.
+pyarrow with all cores, batch by batch, and reduced by `weighting.fit_mappings`, with Ray's tasks and in this process (whose
+CPU time says what the work costs however busy the machine is). The driver's memory is its resident size after Ray's
+reductions less that before; both reductions must agree to the bit, and the first shard's weights with the equation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import ray
 
+from east_ray import shard_tasks
 from east_ray.records import GRADES
 from east_ray.runs import RunDirectory
 from east_ray.uncertainty import Mapping
@@ -36,27 +39,36 @@ def main() -> None:
     counts = [int(argument) for argument in sys.argv[1:]] or [1_000_000, 10_000_000]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    mappings = [Mapping(exponent=exponent) for exponent in EXPONENTS]
     for count in counts:
         with tempfile.TemporaryDirectory() as directory:
             run = RunDirectory(directory)
-            shards = write_grades(run, count)
-            fit_mappings(run, "grades", shards[:2], mappings, "mixed")  # starts Ray's workers
-            reading = min(timed(lambda run=run: read(run)) for _ in range(3))
-            before = resident()
-            times = []
-            for _ in range(3):
-                start = time.monotonic()
-                funnel, fits = fit_mappings(run, "grades", shards, mappings, "mixed")
-                times.append(time.monotonic() - start)
-            grown = resident() - before
-            check(run, shards[0], funnel, fits)
-        ratio = min(times) / reading
-        print(
-            f"{count:,} questions, {len(mappings)} exponents, {len(shards)} files: pyarrow reads in {reading:.2f} s, the "
-            f"reduction takes {min(times):.2f} s ({ratio:.2f} x; promised {PROMISE:g} x), driver + {grown:.0f} MiB"
-        )
+            print(
+                f"{count:,} questions, {len(EXPONENTS)} exponents: {compare(run, write_grades(run, count))}", flush=True
+            )
+
+
+def compare(run: RunDirectory, shards: list[str]) -> str:
+    """Read, reduce with Ray, three times in turns, so that a busy machine is as busy for one as for the other."""
+    mappings = [Mapping(exponent=exponent) for exponent in EXPONENTS]
+
+    def reduce(in_process: bool) -> tuple:
+        shard_tasks.IN_PROCESS = len(shards) if in_process else 0
+        return fit_mappings(run, "grades", shards, mappings, "mixed")
+
+    found = reduce(in_process=False)  # starts Ray's workers
+    before = resident()
+    rounds = [(*measured(lambda: read(run)), *measured(lambda: reduce(in_process=False))) for _ in range(3)]
+    grown = resident() - before
+    reading, reading_cpu, reduction, _ = (min(column) for column in zip(*rounds, strict=True))
+    start = time.process_time()
+    assert reduce(in_process=True) == found
+    reduction_cpu = time.process_time() - start
+    check(run, shards[0], *found)
+    return (
+        f"{len(shards)} files, pyarrow reads them in {reading:.2f} s, Ray reduces them in {reduction:.2f} s "
+        f"({reduction / reading:.2f} x; promised {PROMISE:g} x), driver + {grown:.0f} MiB; CPU seconds {reading_cpu:.2f} and "
+        f"{reduction_cpu:.2f} ({reduction_cpu / reading_cpu:.2f} x)"
+    )
 
 
 def write_grades(run: RunDirectory, count: int) -> list[str]:
@@ -102,10 +114,11 @@ def check(run: RunDirectory, shard: str, funnel: dict, fits: dict) -> None:
     assert funnel["questions"]["total"] == funnel["questions"]["kept"] + sum(funnel["questions"]["dropped"].values())
 
 
-def timed(work: object) -> float:
-    start = time.monotonic()
-    work()  # type: ignore[operator]
-    return time.monotonic() - start
+def measured(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the wall and of this process's CPU."""
+    start, cpu = time.monotonic(), time.process_time()
+    work()
+    return time.monotonic() - start, time.process_time() - cpu
 
 
 def resident() -> float:
