@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 0.5
 WRITE_LOG_EVERY_SECONDS = 10.0
+WARN_AFTER_SECONDS = 60.0
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints all ranks have finished
 
 
@@ -173,11 +174,16 @@ def _fit(job: TrainingJob, log: str, title: str) -> News:
     """Run the workers to their end, showing progress and writing the log as it grows."""
     fit = _Fit(_trainer(job))
     fit.start()  # in a thread: Ray Train would keep Ctrl-C to itself for the rest of the process
-    news, written, shown = News(), time.monotonic(), dict[int, str]()
+    news, started, written, shown = News(), time.monotonic(), time.monotonic(), dict[int, str]()
+    waiting = True
     with console.progress(title, job.plan.num_steps, unit="steps") as bar:
         while fit.is_alive():
             fit.join(timeout=LOOK_EVERY_SECONDS)
             news = _get(job.board.read.remote())
+            if waiting and time.monotonic() - started > WARN_AFTER_SECONDS:
+                waiting = False
+                if not news.workers:
+                    _warn_of_waiting(job, title)
             if news.workers != shown:
                 shown = dict(news.workers)
                 logger.debug("%s: workers %s", title, shown)
@@ -192,6 +198,20 @@ def _fit(job: TrainingJob, log: str, title: str) -> News:
         raise _explained(fit.error, job, title)
     _write_log(job.run, log, news)
     return news
+
+
+def _warn_of_waiting(job: TrainingJob, title: str) -> None:
+    training, free = job.training, ray.available_resources()
+    logger.warning(
+        "%s: waiting for %d workers with %g CPUs%s each%s; free are %g CPUs and %g GPUs",
+        title,
+        training.workers,
+        training.cpus_per_worker,
+        " and a GPU" if training.use_gpu else "",
+        f" on nodes labelled {training.labels}" if training.labels else "",
+        free.get("CPU", 0),
+        free.get("GPU", 0),
+    )
 
 
 class _Fit(threading.Thread):
@@ -210,6 +230,7 @@ def _trainer(job: TrainingJob) -> Any:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker appears twice
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_EVERY_SECONDS))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 is less than a node takes to boot
     import ray.train.torch  # torch, which most commands do without
 
     training, run = job.training, job.run
