@@ -152,7 +152,7 @@ def test_pass_at_k_takes_a_column_and_refuses_too_few_completions() -> None:
         pass_at_k(np.array([16, 4]), np.array([1, 1]), 8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=5), st.integers(0, 2), st.data())
 def test_maj_at_k_equals_counting_all_draws_with_ties_shared(
     clusters: list[tuple[int, bool]], abstentions: int, data: st.DataObject
