@@ -146,17 +146,20 @@ def _words(text: str) -> Meaning | None:
 
 
 _SEPARATOR = r"(?:[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
+_INEQUALITY = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
 _ASSIGNED = re.compile(r" ?([A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?)=")
 
 
 def _list(text: str) -> Meaning | None:
-    """Several answers, in any order; assignments to different names (x=1, y=2) stay with their names."""
+    """Several answers, in any order; assignments to different names (x=1, y=2) stay with them, inequalities are a union."""
     parts = [part for part in _split(text, _SEPARATOR)[0] if part.strip()]
     if not parts:
         raise Unreadable("nothing but commas")
     if len(parts) == 1:
         return None if parts[0] == text else _read(parts[0])
     meanings = [_read(part) for part in parts]
+    if all(_INEQUALITY.search(part) for part in parts):
+        return _compound("union {}", meanings, ordered=False)
     names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
     in_order = frozenset({f"({','.join(meaning.key for meaning in meanings)})"})
     if len(set(names)) == len(parts):

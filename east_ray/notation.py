@@ -67,7 +67,7 @@ _RULES = tuple(
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
         (
-            rf"(?<=[0-9}}])(?: */? *{_WRAPPER}\{{ *[A-Za-z] *\}}{_POWER})+\.?$",
+            rf"(?<=[0-9}}])(?: */? *{_WRAPPER}\{{ *[A-Za-z](?:/[A-Za-z]{{1,3}})? *\}}{_POWER})+\.?$",
             "",
         ),  # one-letter units: 5\text{ m}/\text{s}
         (rf"(?<=[0-9]) [mgLsh]{_POWER}\.?$", ""),
@@ -87,7 +87,7 @@ _RULES = tuple(
 )
 _DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z()\[\]])")  # an escaped escape; between rows of a matrix it is meant
 _STRAY_END = re.compile(r"\\end\{[A-Za-z]+\}")
-_DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])|\{o\}|o(?![A-Za-z]))|\\degrees?(?![A-Za-z])")
+_DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])|\{o\}|o(?![A-Za-z]))(?: ?[CF]$)?|\\degrees?(?![A-Za-z])")
 _TRIGONOMETRY = re.compile(r"sin|cos|tan|sec|csc|cot")
 _THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 

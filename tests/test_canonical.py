@@ -46,6 +46,7 @@ def means_the_same(reference: str, answer: str) -> bool:
         ("-2x<6", "2x+6>0"),
         (r"x \in [0,1]", r"\left[0,1\right]"),
         (r"[0,1]\cup[2,3]", r"[2,3]\cup[0,1]"),
+        (r"x<-1\text{ or }x>2", r"(-\infty,-1)\cup(2,\infty)"),
         ("2x+4y=6", "x+2y=3"),
         ("x=3y+1", "x-3y-1=0"),
         ("f(x)=x^2", "y=x^2"),
