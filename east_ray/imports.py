@@ -135,7 +135,7 @@ def _shard(asked: pa.Table, lines: Sequence[tuple[int, list[str], list[str]]], t
         rows[index]["completions"] += texts
         rows[index]["finish_reasons"] += reasons
         rows[index]["completion_tokens"] += [
-            len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+            len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ]
     for row in rows:
         if not row["completions"]:

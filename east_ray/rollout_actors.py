@@ -29,6 +29,7 @@ from east_ray.engine import (
     Request,
     Result,
     explain_failure,
+    one_line,
     question_seed,
 )
 from east_ray.records import SAMPLES, UserError
@@ -137,7 +138,7 @@ class Sampler:
             raise
         except Exception as error:
             raise UserError(
-                f"the weights of {model} do not fit where those of {self._loaded} were ({error}): models that share a "
+                f"the weights of {model} do not fit where those of {self._loaded} were ({one_line(error)}): models that share a "
                 f"pool of engines need the same config.json; sample from them in separate commands"
             ) from None
         self._loaded = model

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -66,31 +66,69 @@ class Tally:
         return dict(total)
 
 
+class LiveLine:
+    """What engines and graders have done so far: the engines' counts come from the tally, the graders' from finished shards."""
+
+    def __init__(self) -> None:
+        from east_ray.placement import beside_driver
+
+        self.tally = beside_driver(Tally)
+        self._sampled, self._graded = Counter[str](), Counter[str]()
+        self._began = time.monotonic()
+        self._first_token: float | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a shard that came out of the graders."""
+        self._graded.update({"questions": row["questions"], "samples": row["graded"], "correct": row["correct"]})
+
+    def refresh(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        with suppress(RayError, TimeoutError):
+            self._sampled = Counter(ray.get(self.tally.totals.remote(), timeout=10))
+        if self._sampled["tokens"] and self._first_token is None:
+            self._first_token = time.monotonic() - REPORT_SECONDS
+
+    @property
+    def questions(self) -> int:
+        return max(self._sampled["questions"], self._graded["questions"])
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing has come from any engine or grader for longer than a start takes."""
+        return not (self._first_token or self._graded) and time.monotonic() - self._began > PATIENCE_SECONDS
+
+    def measures(self) -> dict[str, float]:
+        """Rates and shares of what was done since this began: only those that there is something for."""
+        found: dict[str, float] = {}
+        sampled, graded = self._sampled, self._graded
+        if sampled["samples"] and self._first_token is not None:
+            found["samples"] = sampled["samples"]
+            found["tokens_per_second"] = sampled["tokens"] / max(time.monotonic() - self._first_token, REPORT_SECONDS)
+            found["mean_length"] = sampled["tokens"] / sampled["samples"]
+            found["truncated"] = sampled["truncated"] / sampled["samples"]
+        if graded["samples"]:
+            found["accuracy"] = graded["correct"] / graded["samples"]
+        return found
+
+
 @contextmanager
-def live_line(title: str, questions: int, tally: Any) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Show what engines and graders have done, refreshed every second; yields a function that takes finished shards."""
+def live_line(title: str, questions: int) -> Iterator[LiveLine]:
+    """Show what engines and graders do in one line, refreshed every second, while the block runs."""
     import ray
-    from ray.exceptions import RayError
 
-    graded, stop, began = Counter[str](), threading.Event(), time.monotonic()
-    first_token: list[float] = []
-
-    def add(row: Mapping[str, Any]) -> None:
-        graded.update({"questions": row["questions"], "samples": row["graded"], "correct": row["correct"]})
+    line, stop = LiveLine(), threading.Event()
 
     def show() -> None:
-        with suppress(RayError, TimeoutError):
-            total = Counter(ray.get(tally.totals.remote(), timeout=10))
-            if total["tokens"] and not first_token:
-                first_token.append(time.monotonic() - REPORT_SECONDS)
-            seconds = time.monotonic() - first_token[0] if first_token else 0.0
-            bar.update(max(total["questions"], graded["questions"]), **_fields(total, graded, seconds))
+        line.refresh()
+        bar.update(line.questions, **{_SHORT.get(n, n): _shown(n, value) for n, value in line.measures().items()})
 
-    def refresh() -> None:
+    def keep_showing() -> None:
         warned = False
         while not stop.wait(REPORT_SECONDS):
             show()
-            if not (warned or first_token or graded) and time.monotonic() - began > PATIENCE_SECONDS:
+            if line.is_waiting and not warned:
                 warned = True
                 logger.warning(
                     "no engine has answered for %.0f s: it loads its model, or no node has the GPUs, cores and labels that "
@@ -99,24 +137,19 @@ def live_line(title: str, questions: int, tally: Any) -> Iterator[Callable[[Mapp
                 )
 
     with progress(title, questions) as bar:
-        thread = threading.Thread(target=refresh, daemon=True)
+        thread = threading.Thread(target=keep_showing, daemon=True)
         thread.start()
         try:
-            yield add
+            yield line
             show()
         finally:
             stop.set()
             thread.join()
+            ray.kill(line.tally)
 
 
-def _fields(total: Counter[str], graded: Counter[str], seconds: float) -> dict[str, Any]:
-    """What the line shows beside the count of questions: only what there is already."""
-    fields: dict[str, Any] = {}
-    if total["samples"]:
-        fields["samples"] = total["samples"]
-        fields["tokens/s"] = total["tokens"] / max(seconds, REPORT_SECONDS)
-        fields["mean_length"] = total["tokens"] / total["samples"]
-        fields["truncated"] = f"{total['truncated'] / total['samples']:.1%}"
-    if graded["samples"]:
-        fields["accuracy"] = f"{graded['correct'] / graded['samples']:.1%}"
-    return fields
+_SHORT = {"tokens_per_second": "tokens/s"}
+
+
+def _shown(name: str, value: float) -> Any:
+    return f"{value:.1%}" if name in ("truncated", "accuracy") else value

@@ -24,7 +24,7 @@ from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.engine import OpenEngine
 from east_ray.records import UserError
 from east_ray.rollout_actors import GradingWorker, Plan, RolloutJob, Sampler
-from east_ray.rollout_progress import Tally, live_line
+from east_ray.rollout_progress import live_line
 from east_ray.runs import RunDirectory, fingerprint
 from east_ray.sampling import open_engine
 
@@ -234,18 +234,15 @@ def _work_off(
     """
     import ray
 
-    from east_ray.placement import beside_driver
-
     before, failed = ray.available_resources(), 0
-    tally = beside_driver(Tally)
-    with live_line(title, questions, tally) as add, _quiet_ray_data():
+    with live_line(title, questions) as line, _quiet_ray_data():
         # One row per block: a block is what one task works on.
         dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
         engine_cpus = 0.0
         if plan and (count := sum(row["samples"] for row in rows)):
             _check_room(plan.sampling)
             engine_cpus = min(plan.sampling.min_engines, count) * plan.sampling.cpus_per_engine
-            dataset = _sample(dataset, count, plan, tally)
+            dataset = _sample(dataset, count, plan, line.tally)
         dataset = _grade(dataset, len(rows), run, jobs, grading, engine_cpus)
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         # Closed by hand: on an error or Ctrl-C the traceback would keep the iterator, and with it the pools, alive.
@@ -253,10 +250,11 @@ def _work_off(
             for row in (row for batch in batches for row in batch.to_pylist()):
                 if row["fatal"]:
                     raise UserError(row["fatal"])
-                add(row)
+                line.add(row)
                 failed += row["failed"]
                 if plan and failed > may_fail:
                     raise UserError(_too_many_failed(plan, failed))
+    run.append_metrics(rollouts=title, questions=questions, failed=failed, **line.measures())
     _wait_for_release(before)
 
 

@@ -1,0 +1,270 @@
+"""Speed and memory of rollouts, measured: `python benchmarks/rollouts.py throughput|memory|rerun`.
+
+throughput  tokens per second of the pipeline against bare `LLM.generate(n=128)` on the same prompts, seeds, model and
+            threads; engine start excluded. Every measurement is a process of its own; the kinds take turns.
+memory      the driver's peak and the object store's, at two numbers of questions, through an engine without a model.
+rerun       seconds that a finished set takes when it is asked for again, and what was imported for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"})
+
+from east_ray.config import GradingConfig, ModelConfig, QuestionsConfig, SamplingConfig  # noqa: E402
+from east_ray.engine import Engine, EngineSettings, Request, Result, question_seed  # noqa: E402
+from east_ray.rollouts import RolloutJob, run_rollouts  # noqa: E402
+from east_ray.runs import RunDirectory  # noqa: E402
+
+MODEL = str(ROOT / "east_ray" / "tiny" / "model")
+JOB = RolloutJob(MODEL, "questions/train.parquet", "samples", "grades")
+
+
+def sampling_config(arguments: argparse.Namespace, **settings: Any) -> SamplingConfig:
+    return SamplingConfig(num_samples=128, max_new_tokens=256, kv_cache_gib=1, questions_per_shard=8, **settings)
+
+
+def prepare(directory: str, count: int) -> RunDirectory:
+    from east_ray.questions import load_questions, load_tokenizer, render
+
+    run = RunDirectory(directory)
+    questions = load_questions(str(ROOT / "east_ray" / "tiny" / "train.jsonl"), QuestionsConfig(train="-"), count)
+    tokenizer = load_tokenizer(ModelConfig(path=MODEL))
+    run.write_table(render(questions, tokenizer, QuestionsConfig(train="-").system_prompt), JOB.questions)
+    return run
+
+
+class Timed:
+    """An engine that notes when it was first asked for something."""
+
+    def __init__(self, engine: Engine, file: str) -> None:
+        self._engine, self._file = engine, Path(file)
+
+    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+        if not self._file.exists():
+            self._file.write_text(str(time.time()))
+        return self._engine.generate(requests, finished)
+
+    def load(self, path: str) -> None:
+        self._engine.load(path)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def open_timed(settings: EngineSettings) -> Timed:
+    """The engine, warmed up as the bare one is, noting its start in $EAST_RAY_STARTED."""
+    from east_ray.sampling import open_engine
+
+    engine = open_engine(settings)
+    engine.generate([Request("", [5, 6, 7], 128, 1)], lambda result: None)
+    return Timed(engine, os.environ["EAST_RAY_STARTED"])
+
+
+def measure_bare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Tokens and seconds of one `LLM.generate` over all questions."""
+    os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
+    os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"})
+    from vllm import LLM, SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+
+    from east_ray.sampling import engine_args
+
+    with tempfile.TemporaryDirectory() as directory:
+        rows = prepare(directory, arguments.questions).read_table(JOB.questions).to_pylist()
+    sampling = sampling_config(arguments)
+    longest = max(len(row["prompt_token_ids"]) for row in rows)
+    llm = LLM(**engine_args(MODEL, EngineSettings(MODEL, ModelConfig(path=MODEL), sampling, longest), EngineArgs))
+    llm.generate([{"prompt_token_ids": [5, 6, 7]}], SamplingParams(n=128, max_tokens=256, seed=1), use_tqdm=False)
+    params = [
+        SamplingParams(n=128, temperature=1.0, max_tokens=256, seed=question_seed(0, 0, row["question_id"]))
+        for row in rows
+    ]
+    started = time.time()
+    outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], params, use_tqdm=False)
+    seconds = time.time() - started
+    return {"tokens": sum(len(o.token_ids) for output in outputs for o in output.outputs), "seconds": seconds}
+
+
+def measure_pipeline(arguments: argparse.Namespace, graded: bool) -> dict[str, Any]:
+    """Tokens of a whole rollout, and seconds from the engine's first request to the last file written."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["EAST_RAY_STARTED"] = started = f"{directory}/started"
+        start_ray()
+        run = prepare(directory, arguments.questions)
+        keywords: dict[str, Any] = {
+            "model": ModelConfig(path=MODEL),
+            "sampling": sampling_config(arguments),
+            "seed": 0,
+            "round_index": 0,
+        }
+        if graded:
+            run_rollouts(run, [JOB], grading=GradingConfig(), open_engine=open_timed, **keywords)
+        else:
+            sample_only(run, **keywords)
+        files = Path(run.path("grades" if graded else "samples")).glob("*.parquet")
+        seconds = max(file.stat().st_mtime for file in files) - float(Path(started).read_text())
+        tokens = sum(sum(counts) for counts in run.read_table("samples")["completion_tokens"].to_pylist())
+        ray.shutdown()
+    return {"tokens": tokens, "seconds": seconds}
+
+
+def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig, seed: int, round_index: int) -> None:
+    """The sampling pool of `run_rollouts` without the graders behind it."""
+    import ray
+
+    from east_ray import rollouts, shards
+    from east_ray.placement import beside_driver
+    from east_ray.rollout_progress import Tally
+
+    count = shards.count_shards(run.read_table(JOB.questions).num_rows, sampling.questions_per_shard)
+    rows = [{"job": 0, "shard": index, "samples": True, "failed": 0, "fatal": ""} for index in range(count)]
+    longest = rollouts._longest_prompt(run, [JOB])
+    plan = rollouts.Plan(run, [JOB], model, sampling, seed, round_index, longest, "", open_timed)
+    with rollouts._quiet_ray_data():
+        dataset = ray.data.from_items(rows, override_num_blocks=count)
+        dataset = rollouts._sample(dataset, count, plan, beside_driver(Tally))
+        assert sum(len(batch["job"]) for batch in dataset.iter_batches(batch_size=None)) == count
+
+
+def throughput(arguments: argparse.Namespace) -> None:
+    results: dict[str, list[dict[str, Any]]] = {"bare": [], "sampling": [], "graded": []}
+    for _ in range(arguments.repeats):
+        for kind, measured in results.items():
+            measured.append(in_a_process(["one", kind, "--questions", str(arguments.questions)]))
+            print(kind, measured[-1], flush=True)
+    rates = {kind: [m["tokens"] / m["seconds"] for m in measured] for kind, measured in results.items()}
+    assert len({m["tokens"] for measured in results.values() for m in measured}) == 1, "the same seeds, the same tokens"
+    bare = statistics.median(rates["bare"])
+    print(
+        f"\n{arguments.questions} questions x 128 samples, {results['bare'][0]['tokens']} tokens, {os.cpu_count()} cores\n"
+    )
+    print("| | tokens/s, median | lowest to highest | of bare |\n|---|---|---|---|")
+    names = {
+        "bare": "`LLM.generate(n=128)`",
+        "sampling": "pipeline, sampling",
+        "graded": "pipeline, sampling and grading",
+    }
+    for kind, values in rates.items():
+        median = statistics.median(values)
+        print(f"| {names[kind]} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {median / bare:.3f} |")
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    print("| questions | driver's peak, MiB | object store's peak, MiB | seconds |\n|---|---|---|---|")
+    for count in arguments.sizes:
+        m = in_a_process(["one", "memory", "--questions", str(count)])
+        print(f"| {count:,} | {m['driver_mib']:.0f} | {m['object_store_mib']:.1f} | {m['seconds']:.0f} |", flush=True)
+
+
+def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    from tests.fake_engine import FakeEngine
+    from tests.rollout_runs import make_run
+
+    with tempfile.TemporaryDirectory() as directory:
+        run = make_run(Path(directory), arguments.questions)
+        start_ray()
+        peak, stop = [0], threading.Event()
+        watcher = threading.Thread(target=watch_object_store, args=(peak, stop))
+        watcher.start()
+        started = time.monotonic()
+        sampling = SamplingConfig(num_samples=128, max_failed_share=0, engine_args={"shortest": True})
+        run_rollouts(
+            run,
+            [JOB],
+            model=ModelConfig(path=MODEL),
+            sampling=sampling,
+            grading=GradingConfig(),
+            seed=0,
+            round_index=0,
+            open_engine=FakeEngine,
+        )
+        seconds = time.monotonic() - started
+        stop.set()
+        watcher.join()
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"driver_mib": driver, "object_store_mib": peak[0] / 2**20, "seconds": seconds}
+
+
+def watch_object_store(peak: list[int], stop: threading.Event) -> None:
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    while not stop.wait(0.5):
+        peak[0] = max(peak[0], get_memory_info_reply(state).store_stats.object_store_bytes_used)
+
+
+def rerun(arguments: argparse.Namespace) -> None:
+    from tests.rollout_runs import make_run, roll_out
+
+    with tempfile.TemporaryDirectory() as directory:
+        start_ray()
+        run = make_run(Path(directory), arguments.questions)
+        roll_out(run, num_samples=16, questions_per_shard=32)
+        code = (
+            "import sys, time; started = time.monotonic(); from tests.rollout_runs import roll_out\n"
+            "from east_ray.runs import RunDirectory\n"
+            f"roll_out(RunDirectory({run.uri!r}), num_samples=16, questions_per_shard=32)\n"
+            "print(time.monotonic() - started, sorted({'ray', 'torch', 'vllm'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, _, imported = done.stdout.partition(" ")
+    print(f"{arguments.questions:,} questions again: {float(seconds):.2f} s; heavy imports: {imported.strip()}")
+
+
+def start_ray() -> None:
+    import ray
+
+    os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=2, object_store_memory=300 << 20, **quiet)
+
+
+def in_a_process(arguments: list[str]) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["throughput", "memory", "rerun", "one"])
+    parser.add_argument("kind", nargs="?", choices=["bare", "sampling", "graded", "memory"])
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 100_000])
+    arguments = parser.parse_args()
+    if arguments.what == "one":
+        measure = {
+            "bare": lambda: measure_bare(arguments),
+            "sampling": lambda: measure_pipeline(arguments, graded=False),
+            "graded": lambda: measure_pipeline(arguments, graded=True),
+            "memory": lambda: measure_memory(arguments),
+        }[arguments.kind]
+        print(json.dumps(measure()))
+    else:
+        {"throughput": throughput, "memory": memory, "rerun": rerun}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A driver of rollouts as a process of its own, to be killed: `rollout_driver.py RUN_DIRECTORY SETTINGS_AS_JSON`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from east_ray.engine import Engine, EngineSettings
+from east_ray.records import UserError
+from east_ray.rollouts import RolloutJob
+from east_ray.runs import RunDirectory
+from tests.fake_engine import FakeEngine
+from tests.rollout_runs import JOB, roll_out
+
+
+def open_asynchronous(settings: EngineSettings) -> Engine:
+    """The engine of the GPU path, its core in a process of its own, on the CPU."""
+    from east_ray.sampling import AsyncEngine
+
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    return AsyncEngine(settings)
+
+
+def open_real(settings: EngineSettings) -> Engine:
+    from east_ray.sampling import open_engine
+
+    return open_engine(settings)
+
+
+ENGINES = {"fake": FakeEngine, "asynchronous": open_asynchronous, "real": open_real}
+
+
+def main(uri: str, settings: dict[str, Any]) -> int:
+    import ray
+
+    engine = ENGINES[settings.pop("engine", "fake")]
+    job = RolloutJob(settings.pop("model", JOB.model), JOB.questions, JOB.samples, JOB.grades)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, **quiet)
+    try:
+        print(roll_out(RunDirectory(uri), job, open_engine=engine, **settings)[0], flush=True)
+    except UserError as error:
+        print(error, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], json.loads(sys.argv[2])))
