@@ -103,8 +103,8 @@ def read_actual(run: RunDirectory) -> Actual | None:
     prompts = run.read_table("questions", "train.parquet", columns=["prompt_token_ids"])["prompt_token_ids"]
     test = run.read_table("questions", "test.parquet", columns=["question_id"]).num_rows
     completion = kept = None
-    if run.exists("round-00", "weights", "manifest.json"):
-        weights = run.read_table("round-00", "weights", "weights.parquet", columns=["mean_tokens", "reason"])
+    if run.exists("round-00", "weights", "weights.json"):
+        weights = run.read_table("round-00", "weights", columns=["mean_tokens", "reason"])
         completion = float(np.mean(weights["mean_tokens"].to_numpy()))
         kept = weights["reason"].null_count / max(weights.num_rows, 1)
     return Actual(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from run_factory import make_run
 
 from east_ray.config import Config, LoraConfig, ModelConfig, TrainingConfig, from_dict, load
 from east_ray.footprint import GIB, KNOWN, Architecture, from_hf_config, read_architecture, training_memory
@@ -258,8 +259,10 @@ def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions:
         {**measure, "question_id": "0", "mean_tokens": 20.0, "reason": None},
         {**measure, "question_id": "1", "mean_tokens": 40.0, "reason": "all_wrong"},
     ]
-    run.write_table(pa.Table.from_pylist(weights, schema=MEASURES), "round-00", "weights", "weights.parquet")
-    run.write_json({}, "round-00", "weights", "manifest.json")
+    for shard, row in enumerate(weights):
+        name = f"shard-{shard:05d}.parquet"
+        run.write_table(pa.Table.from_pylist([row], schema=MEASURES), "round-00", "weights", name)
+    run.write_json({}, "round-00", "weights", "weights.json")
     run.append_metrics(step="sample", parts=["round-00/samples"], seconds=100.0)
     run.append_metrics(step="sample", parts=["round-00/samples"], seconds=20.0)
     run.append_metrics(step="evaluate", parts=["base/evaluation", "round-00/arms/east/evaluation"], seconds=30.0)
@@ -273,3 +276,12 @@ def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions:
     rows_of_text = {line.strip().split("  ")[0]: line for line in render(result).split("planned on")[1].splitlines()}
     assert rows_of_text["round 0: sample"].endswith("2.0 min")
     assert rows_of_text["kept questions"].endswith("50%")
+
+
+def test_a_run_as_the_stages_leave_it_can_be_compared_with_its_plan(tiny_questions: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", rounds=2, num_train=120)
+    actual = plan(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"]).actual
+    assert actual is not None
+    assert actual.train == 120
+    assert actual.kept_share is not None
+    assert 0 < actual.kept_share < 1
