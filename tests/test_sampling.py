@@ -192,18 +192,6 @@ def test_adapter_is_sampled_beside_its_base(
     assert sample(engine, request) == before
 
 
-def test_weights_of_another_shape_are_an_error(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(tiny_model)
-    config.num_hidden_layers = 1
-    config.hidden_size *= 2
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
-    with pytest.raises((AssertionError, ValueError, RuntimeError)):
-        engine.load(str(tmp_path / "wide"))
-    engine.load(str(tiny_model))
-
-
 def questions(count: int) -> pa.Table:
     rows = [
         {
@@ -357,24 +345,6 @@ def test_engine_that_stops_answers_everyone_who_waits_and_everyone_who_comes_lat
 
 
 @pytest.mark.slow
-def test_real_start_failures_are_explained(tiny_model: Path, tmp_path: Path) -> None:
-    def failure(path: Path, **settings: Any) -> str:
-        sampling = SamplingConfig(**{"max_new_tokens": 16, "kv_cache_gib": 1} | settings)
-        with pytest.raises(Exception, match=r".") as error:
-            open_engine(EngineSettings(str(path), ModelConfig(path=str(path)), sampling, 10))
-        return explain_failure(error.value, str(path), sampling)
-
-    assert "sampling.kv_cache_gib=1e+06 does not suit" in failure(tiny_model, kv_cache_gib=1e6)
-    assert "sampling.kv_cache_gib=1e-06 does not suit" in failure(tiny_model, kv_cache_gib=1e-6)
-    assert "vLLM cannot start on model.path" in failure(tmp_path)
-    assert "warp_drive" in failure(tiny_model, engine_args={"warp_drive": True})
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_model, broken)
-    (broken / "config.json").write_text(json.dumps({"architectures": ["NoSuchModel"], "model_type": "llama"}))
-    assert "vLLM cannot start on model.path" in failure(broken)
-
-
-@pytest.mark.slow
 def test_asynchronous_engine_gives_the_same_completions(
     engine: Engine, prompts: list[list[int]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,3 +364,33 @@ def test_asynchronous_engine_gives_the_same_completions(
         assert sample(other, requests[1]) == sample(engine, requests[1])
     finally:
         other.close()
+
+
+def test_weights_of_another_shape_are_an_error(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+    """The last test of this engine: its weights are half replaced then, and no load mends it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.num_hidden_layers = 1
+    config.hidden_size *= 2
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
+    with pytest.raises((AssertionError, ValueError, RuntimeError)):
+        engine.load(str(tmp_path / "wide"))
+
+
+@pytest.mark.slow
+def test_real_start_failures_are_explained(tiny_model: Path, tmp_path: Path) -> None:
+    def failure(path: Path, **settings: Any) -> str:
+        sampling = SamplingConfig(**{"max_new_tokens": 16, "kv_cache_gib": 1} | settings)
+        with pytest.raises(Exception, match=r".") as error:
+            open_engine(EngineSettings(str(path), ModelConfig(path=str(path)), sampling, 10))
+        return explain_failure(error.value, str(path), sampling)
+
+    assert "sampling.kv_cache_gib=1e+06 does not suit" in failure(tiny_model, kv_cache_gib=1e6)
+    assert "sampling.kv_cache_gib=1e-06 does not suit" in failure(tiny_model, kv_cache_gib=1e-6)
+    assert "vLLM cannot start on model.path" in failure(tmp_path)
+    assert "warp_drive" in failure(tiny_model, engine_args={"warp_drive": True})
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / "config.json").write_text(json.dumps({"architectures": ["NoSuchModel"], "model_type": "llama"}))
+    assert "vLLM cannot start on model.path" in failure(broken)
