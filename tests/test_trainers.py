@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import oracles
+import pyarrow as pa
 import pytest
 import torch
 from training_rows import (
@@ -148,9 +149,9 @@ def test_the_log_holds_the_weighted_loss_beside_the_unweighted_one(loss: str, tm
     here = plan.examples_of_step(0)
     listed, chosen = rows.to_pylist(), weights[here]
     step = [listed[i] for i in here]
-    assert logged["loss"] == pytest.approx(float(explicit_loss(training, model, step, [1.0] * 8)), rel=1e-5)
+    assert logged["loss"] == pytest.approx(explicit_loss(training, model, step, [1.0] * 8).item(), rel=1e-5)
     assert logged["weighted_loss"] == pytest.approx(
-        float(explicit_loss(training, model, step, chosen.tolist())), rel=1e-5
+        explicit_loss(training, model, step, chosen.tolist()).item(), rel=1e-5
     )
     assert (logged["weight_min"], logged["weight_max"]) == (chosen.min(), chosen.max())
     assert logged["weight_mean"] == pytest.approx(chosen.mean())
@@ -172,6 +173,22 @@ def test_the_start_up_proof_holds_and_leaves_no_trace(loss: str, dtype: str, tmp
     assert torch.equal(before, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in made.model.parameters())
     assert made.model.training
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_start_up_proof_holds_in_bf16_on_text_the_model_has_never_seen(loss: str, tmp_path: Path) -> None:
+    """Far from its training a model's activations are large and bf16 rounds them coarsely."""
+    training = config(loss, micro_batch_size=8)
+    rows, plan, weights = planned(loss, 16, training)
+    noise = np.random.default_rng(0)
+    columns = {
+        name: [noise.integers(6, 262, size=len(ids) * 3).tolist() for ids in rows[name].to_pylist()]
+        if name.endswith("_ids")
+        else rows[name]
+        for name in rows.column_names
+    }
+    made = trainer(pa.table(columns), plan, weights, training, tmp_path, dtype="bfloat16")
+    assert prove_weights(made).distance <= 0.01
 
 
 @pytest.mark.parametrize("loss", LOSSES)
