@@ -268,7 +268,7 @@ def train(
             )
             arms.append(arm)
 
-    def work(pending: Sequence[Part]) -> list[Any]:
+    def work(pending: Sequence[Part]) -> Iterator[Any]:
         from east_ray.training import train
 
         def train_arm(arm: Arm, part: Part) -> Any:
@@ -287,7 +287,7 @@ def train(
 
         with ThreadPoolExecutor(max_workers=config.run.parallel_arms) as pool:
             chosen = [(arm, part) for arm, part in zip(arms, parts, strict=True) if part in pending]
-            return list(pool.map(lambda pair: train_arm(*pair), chosen))
+            yield from pool.map(lambda pair: train_arm(*pair), chosen)
 
     return Step("train", parts, work)
 

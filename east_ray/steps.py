@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -54,11 +54,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Step:
-    """A named step over one or more parts. `work` takes the unfinished ones and returns their facts, in order."""
+    """A named step over one or more parts. `work` takes the unfinished ones and gives their facts, in order.
+
+    A part is complete as soon as its facts are there: what a generator has given before a kill is not done again.
+    """
 
     name: str
     parts: Sequence[Part]
-    work: Callable[[Sequence[Part]], Sequence[Any]]
+    work: Callable[[Sequence[Part]], Iterable[Any]]
 
     def __str__(self) -> str:
         places = {part.stage.name.split("/")[0] for part in self.parts}

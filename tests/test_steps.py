@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -96,3 +96,24 @@ def test_work_that_fails_leaves_its_part_unfinished(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         broken.run(lambda: None)
     assert not recorder.steps[0].parts[0].is_finished
+
+
+def test_work_stopped_in_the_middle_keeps_the_parts_it_had_finished(tmp_path: Path) -> None:
+    parts = [Part(RunDirectory(str(tmp_path)).stage("round-00", "arms", name), {}) for name in ("a", "b", "c")]
+
+    def stopped(_: Sequence[Part]) -> Iterator[dict]:
+        yield {"steps": 1}
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        Step("train", parts, stopped).run(lambda: None)
+    assert [part.is_finished for part in parts] == [True, False, False]
+    again: list[str] = []
+
+    def rest(pending: Sequence[Part]) -> Iterator[dict]:
+        for part in pending:
+            again.append(part.stage.name)
+            yield {"steps": 1}
+
+    Step("train", parts, rest).run(lambda: None)
+    assert again == ["round-00/arms/b", "round-00/arms/c"]
