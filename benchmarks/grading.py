@@ -30,10 +30,10 @@ import psutil
 
 from east_ray.answers import extract_answer
 from east_ray.canonical import read
-from east_ray.config import GradingConfig
 from east_ray.grading import Grader
 from east_ray.notation import normalise
 from east_ray.records import CORRECT
+from east_ray.sections import GradingConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

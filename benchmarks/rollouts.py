@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"})
 
-from east_ray.config import GradingConfig, ModelConfig, QuestionsConfig, SamplingConfig  # noqa: E402
 from east_ray.engine import Engine, EngineSettings, Request, Result, question_seed  # noqa: E402
 from east_ray.rollouts import RolloutJob, run_rollouts  # noqa: E402
 from east_ray.runs import RunDirectory  # noqa: E402
+from east_ray.sections import GradingConfig, ModelConfig, QuestionsConfig, SamplingConfig  # noqa: E402
 
 MODEL = str(ROOT / "east_ray" / "tiny" / "model")
 JOB = RolloutJob(MODEL, "questions/train.parquet", "samples", "grades")

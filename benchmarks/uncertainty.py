@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from east_ray import png
-from east_ray.config import AdaptiveConfig, GradingConfig
 from east_ray.drawn import gather
 from east_ray.grading import Grader, grade_table
 from east_ray.records import SAMPLES
+from east_ray.sections import AdaptiveConfig, GradingConfig
 from east_ray.sufficiency import assess, figure
 from east_ray.uncertainty import Mapping, weights
 from east_ray.weight_health import Health

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from east_ray.config import ModelConfig, SamplingConfig
 from east_ray.records import UserError
+from east_ray.sections import ModelConfig, SamplingConfig
 
 DEFAULT_CPU_KV_CACHE_GIB = 4.0
 

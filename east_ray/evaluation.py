@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from east_ray.config import EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig
 from east_ray.records import CORRECT, ERROR, INCORRECT, UserError
 from east_ray.rollouts import RolloutJob, run_rollouts
 from east_ray.runs import RunDirectory, jsonable
 from east_ray.sandbox import Sandbox
+from east_ray.sections import EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig
 from east_ray.statistics import maj_at_k, pass_at_k, wilson_interval
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from east_ray.config import SelectionConfig
 from east_ray.records import EXAMPLES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import SelectionConfig
 from east_ray.selection import choose, training_rows
 from east_ray.shard_tasks import map_shards
 

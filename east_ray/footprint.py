@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from east_ray.config import LoraConfig, ModelConfig, TrainingConfig
 from east_ray.records import UserError
+from east_ray.sections import LoraConfig, ModelConfig, TrainingConfig
 
 GIB = 2.0**30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from east_ray.answers import Extraction, extract_answer
 from east_ray.canonical import Meaning, agree, read
-from east_ray.config import GradingConfig
 from east_ray.notation import normalise
 from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT
 from east_ray.sandbox import Sandbox
+from east_ray.sections import GradingConfig
 
 IGNORED = -1  # cluster of a completion without an answer when unanswered = "ignore"
 MEMO_LIMIT = 200_000  # distinct answers remembered; some 200 MB

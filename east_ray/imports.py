@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from east_ray import shards
-from east_ray.config import ModelConfig
 from east_ray.questions import load_tokenizer, read_rows, text_key
 from east_ray.records import SAMPLES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig
 
 logger = logging.getLogger(__name__)
 

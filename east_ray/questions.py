@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from east_ray import storage
 from east_ray.answers import reference_answer
-from east_ray.config import ModelConfig, QuestionsConfig
 from east_ray.records import QUESTIONS, UserError, prompt_hash
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig, QuestionsConfig
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from east_ray import shards, storage
 from east_ray.adaptive import wanted_samples
-from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.engine import (
     Engine,
     EngineDied,
@@ -35,6 +34,7 @@ from east_ray.engine import (
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollout_progress import Report
 from east_ray.runs import RunDirectory
+from east_ray.sections import GradingConfig, ModelConfig, SamplingConfig
 
 ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
 DEATHS_PER_QUESTION = 2  # a question under which the engine died this often, alone in it, is given up

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.parquet as pq
 
 from east_ray import adaptive, shards
-from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.engine import OpenEngine
 from east_ray.records import UserError
 from east_ray.rollout_actors import GradingWorker, Plan, RolloutJob, Sampler
 from east_ray.rollout_progress import live_line
 from east_ray.runs import RunDirectory, fingerprint
 from east_ray.sampling import open_engine
+from east_ray.sections import GradingConfig, ModelConfig, SamplingConfig
 
 if TYPE_CHECKING:
     import ray.data

@@ -18,7 +18,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from east_ray.config import SamplingConfig
 from east_ray.engine import (
     DEFAULT_CPU_KV_CACHE_GIB,
     Completion,
@@ -30,6 +29,7 @@ from east_ray.engine import (
     Result,
     one_line,
 )
+from east_ray.sections import SamplingConfig
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

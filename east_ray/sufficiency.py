@@ -17,10 +17,11 @@ from scipy import stats
 
 from east_ray import figures, png
 from east_ray.adaptive import levels, wanted_samples
-from east_ray.config import AdaptiveConfig, from_dict
+from east_ray.config import from_dict
 from east_ray.drawn import Drawn, entropy_intervals, gather, plug_in_entropy
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import AdaptiveConfig
 from east_ray.uncertainty import miller_madow
 
 T = TypeVar("T", "CurvePoint", "Replay")

@@ -34,8 +34,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from east_ray.batches import TrainingPlan
-from east_ray.config import LoraConfig, TrainingConfig
 from east_ray.losses import example_losses, local_weights
+from east_ray.sections import LoraConfig, TrainingConfig
 
 
 def make_trainer(

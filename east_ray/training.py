@@ -20,11 +20,11 @@ import ray.exceptions
 
 from east_ray import console, storage
 from east_ray.batches import plan_training
-from east_ray.config import ModelConfig, TrainingConfig
 from east_ray.model_card import FACTS, write_model_card
 from east_ray.placement import beside_driver
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig, TrainingConfig
 from east_ray.tokens import PreparedExamples, prepare_examples
 from east_ray.training_job import Board, News, TrainingJob
 

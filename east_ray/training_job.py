@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from east_ray.batches import TrainingPlan
-from east_ray.config import ModelConfig, TrainingConfig
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

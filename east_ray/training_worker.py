@@ -23,10 +23,10 @@ import ray.train
 from ray.train import CheckpointUploadMode
 from transformers import TrainerCallback
 
-from east_ray.config import TrainingConfig
 from east_ray.model_files import local_model, merge_adapter, write_model
 from east_ray.proof import WeightsNotExact, prove_weights
 from east_ray.records import UserError
+from east_ray.sections import TrainingConfig
 from east_ray.trainers import WeightedTrainer, make_trainer
 from east_ray.training_job import TrainingJob
 

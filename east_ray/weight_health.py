@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from east_ray.config import WeightingConfig
+from east_ray.sections import WeightingConfig
 from east_ray.uncertainty import exact_mean, exact_sum
 
 BINS_PER_OCTAVE = 64  # of the histogram behind `top1_share`: weights of one bin differ by 1.1% at most

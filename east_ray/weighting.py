@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from east_ray import uncertainty
-from east_ray.config import SelectionConfig, WeightingConfig
 from east_ray.records import MEASURES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import SelectionConfig, WeightingConfig
 from east_ray.selection import REASONS, drop_codes, drop_reasons
 from east_ray.shard_tasks import Sums, reduce_shards
 from east_ray.uncertainty import Fit, Mapping, entropies, exact_mean, exact_sum, fit, totals_of

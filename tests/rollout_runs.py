@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from east_ray.config import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.records import QUESTIONS, prompt_hash
 from east_ray.rollouts import RolloutJob, RolloutSummary, run_rollouts
 from east_ray.runs import RunDirectory
+from east_ray.sections import GradingConfig, ModelConfig, SamplingConfig
 from tests.fake_engine import FakeEngine
 
 JOB = RolloutJob("model-a", "questions/train.parquet", "samples", "grades")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from east_ray.config import AdaptiveConfig
 from east_ray.runs import RunDirectory
+from east_ray.sections import AdaptiveConfig
 from tests.rollout_runs import content, make_run, roll_out
 
 ADAPTIVE = {"adaptive": AdaptiveConfig(min_samples=4, width=1.2), "num_samples": 16}

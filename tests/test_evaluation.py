@@ -26,10 +26,11 @@ from east_ray.comparison import (
     seed_groups,
     vanilla_arms,
 )
-from east_ray.config import Arm, Config, EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig, from_dict
+from east_ray.config import Arm, Config, from_dict
 from east_ray.evaluation import EVALUATIONS, evaluate, summarise
 from east_ray.records import CORRECT, ERROR, INCORRECT, QUESTIONS, UserError, prompt_hash
 from east_ray.runs import RunDirectory
+from east_ray.sections import EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig
 from east_ray.verdict import describe, render_table
 
 VANILLA = {"weighting.exponent": 0.0}
@@ -397,8 +398,8 @@ def test_evaluating_two_models_with_one_engine_fills_their_directories(
 
 
 def tiny_test_questions(tiny_model: Path, tiny_questions: Path, count: int) -> pa.Table:
-    from east_ray.config import QuestionsConfig
     from east_ray.questions import load_questions, load_tokenizer, render
+    from east_ray.sections import QuestionsConfig
 
     source = str(tiny_questions / "test.jsonl")
     rows = load_questions(source, QuestionsConfig(train=source), count)

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from graded import grades_row, samples_row, write_shards
 
-from east_ray.config import SelectionConfig, WeightingConfig, from_dict
+from east_ray.config import from_dict
 from east_ray.examples import SelectionSummary, select
 from east_ray.export import export_dataset
 from east_ray.records import EXAMPLES, QUESTIONS, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import SelectionConfig, WeightingConfig
 from east_ray.uncertainty import Mapping
 from east_ray.weighting import weigh
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from east_ray.config import GradingConfig
 from east_ray.grading import IGNORED, Grader, grade_table
 from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT, SAMPLES
+from east_ray.sections import GradingConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from east_ray import shards
-from east_ray.config import ModelConfig, QuestionsConfig
 from east_ray.imports import ImportSummary, import_samples
 from east_ray.questions import load_questions, load_tokenizer, render
 from east_ray.records import SAMPLES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig, QuestionsConfig
 from tests.rollout_runs import make_run
 
 

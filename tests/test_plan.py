@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 from run_factory import make_run
 
-from east_ray.config import Config, LoraConfig, ModelConfig, TrainingConfig, from_dict, load
+from east_ray.config import Config, from_dict, load
 from east_ray.footprint import GIB, KNOWN, Architecture, from_hf_config, read_architecture, training_memory
 from east_ray.plan import Phase, plan, read_devices
 from east_ray.plan_text import render
 from east_ray.records import MEASURES, QUESTIONS, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import LoraConfig, ModelConfig, TrainingConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
 LLAMA_1B = KNOWN["meta-llama/llama-3.2-1b-instruct"]

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from east_ray.config import ModelConfig, QuestionsConfig
 from east_ray.questions import in_test_set, load_questions, load_tokenizer, prepare, render
 from east_ray.records import UserError, prompt_hash
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig, QuestionsConfig
 
 COLUMNS = QuestionsConfig(train="unused")
 

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from east_ray.config import GradingConfig, SelectionConfig, WeightingConfig
 from east_ray.grading import Grader, grade_table
 from east_ray.records import SAMPLES
 from east_ray.runs import RunDirectory
+from east_ray.sections import GradingConfig, SelectionConfig, WeightingConfig
 from east_ray.uncertainty import Mapping
 from east_ray.weighting import weigh
 

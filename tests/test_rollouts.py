@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from east_ray import shards
-from east_ray.config import GradingConfig
 from east_ray.engine import question_seed
 from east_ray.records import CORRECT, GRADES, SAMPLES, UserError
 from east_ray.rollouts import RolloutJob, grade_samples
+from east_ray.sections import GradingConfig
 from tests.fake_engine import completion
 from tests.rollout_runs import JOB, content, make_run, roll_out
 

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from east_ray.config import ModelConfig, SamplingConfig
 from east_ray.engine import (
     Completion,
     Engine,
@@ -27,6 +26,7 @@ from east_ray.engine import (
 from east_ray.records import QUESTIONS, SAMPLES, UserError, prompt_hash
 from east_ray.rollout_actors import adapter_rank, sample_shard
 from east_ray.sampling import InProcessEngine, engine_args, open_engine
+from east_ray.sections import ModelConfig, SamplingConfig
 from tests.fake_engine import FakeEngine, completion
 
 MAX_NEW_TOKENS = 48

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from east_ray import shards
-from east_ray.config import GradingConfig
 from east_ray.engine import question_seed
 from east_ray.grading import Grader, grade_table
 from east_ray.records import SAMPLES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import GradingConfig
 from tests.rollout_runs import make_run, roll_out
 
 

@@ -12,10 +12,11 @@ from graded import grades_row, write_shards
 from scipy import stats
 
 from east_ray.adaptive import interval_widths, levels, wanted_samples
-from east_ray.config import AdaptiveConfig, from_dict
+from east_ray.config import from_dict
 from east_ray.drawn import Drawn, entropy_intervals, gather
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import AdaptiveConfig
 from east_ray.sufficiency import Sufficiency, assess, sufficiency
 from east_ray.uncertainty import entropy
 

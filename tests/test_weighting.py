@@ -15,9 +15,9 @@ import pytest
 from graded import grades_row, write_shards
 
 from east_ray import shard_tasks
-from east_ray.config import SelectionConfig, WeightingConfig
 from east_ray.records import GRADES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.sections import SelectionConfig, WeightingConfig
 from east_ray.uncertainty import Mapping, effective_sample_size, weights
 from east_ray.weight_health import Health, unhealthy
 from east_ray.weighting import measure_table, weigh

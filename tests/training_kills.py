@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 from training_rows import MODEL
 
-from east_ray.config import ModelConfig, TrainingConfig
 from east_ray.runs import RunDirectory
+from east_ray.sections import ModelConfig, TrainingConfig
 from east_ray.training import TrainingSummary, train
 
 UNSTEADY = {"tokens_per_second", "num_tokens"}

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from east_ray.batches import TrainingPlan, plan_training
-from east_ray.config import TrainingConfig
+from east_ray.sections import TrainingConfig
 from east_ray.tokens import lengths, tokenise_examples
 from east_ray.trainers import WeightedTrainer, lora_config, make_trainer
 

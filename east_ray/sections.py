@@ -1,0 +1,315 @@
+"""What each stage can be told: one frozen pydantic section per stage, with units, bounds and the paper's values as defaults.
+
+Defaults are the paper's values (Wang et al. 2025, arXiv 2503.23913) where it states one. Stages take the section they
+need, never the whole config, which config.py puts together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Measure = Literal["entropy", "inaccuracy", "dominant_wrong"]
+MappingName = Literal["power", "mean", "linear"]
+Loss = Literal["sft", "dpo", "kto"]
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused by `config.load` with the nearest valid name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Settings of how, not of what: they may change between two commands on one run without changing its artefacts.
+    operational: ClassVar[frozenset[str]] = frozenset()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that shape a stage's output; its manifest records exactly these."""
+        return self.model_dump(mode="json", exclude=set(self.operational))
+
+
+class ModelConfig(Section):
+    path: str = Field(
+        description="Hugging Face model directory, or a hub name such as meta-llama/Llama-3.2-1B-Instruct."
+    )
+    revision: str | None = Field(default=None, description="Hub revision; ignored for a directory.")
+    dtype: Literal["bfloat16", "float32", "float16"] = Field(
+        default="bfloat16", description="Weights' type in sampling and training (B.2)."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Only for models you trust."
+    )
+
+
+class QuestionsConfig(Section):
+    train: str = Field(
+        description="JSONL or Parquet file (local, s3://, gs://), or a hub dataset as hf://owner/name[/config]:split."
+    )
+    test: str | None = Field(default=None, description="Same, for evaluation.")
+    train_limit: int | None = Field(default=None, gt=0, description="Use only the first so many training questions.")
+    test_limit: int | None = Field(default=None, gt=0, description="Use only the first so many test questions.")
+    validation_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training questions held out to choose the exponent on (never the test set).",
+    )
+    id_column: str = Field(
+        default="id", description="Column with a unique id; made from the row number where the file has none."
+    )
+    question_column: str = Field(default="question", description="Column with the question's text.")
+    answer_column: str = Field(
+        default="answer",
+        description="Column with the reference: a bare answer, a GSM8K solution (#### 42) or a MATH solution (\\boxed{}).",
+    )
+    skip_without_reference: bool = Field(
+        default=False,
+        description="Leave out, and count, questions whose reference answer is empty (MATH's training set has two).",
+    )
+    system_prompt: str | None = Field(
+        default="Please reason step by step, and put your final answer within \\boxed{}.",
+        description="System message before every question (A).",
+    )
+
+
+class AdaptiveConfig(Section):
+    min_samples: int = Field(default=16, ge=2, description="Completions every question starts with.")
+    width: float = Field(
+        default=0.8,
+        gt=0,
+        description="Draw more while the 95% interval of a question's entropy is wider than this, nats.",
+    )
+
+
+class SamplingConfig(Section):
+    num_samples: int = Field(default=128, ge=1, description="n, completions per question (4.1).")
+    temperature: float = Field(
+        default=1.0, ge=0, description="Sampling temperature; 1.0 measures the model's own distribution."
+    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
+    max_new_tokens: int = Field(
+        default=2048, ge=1, description="Longest completion, tokens; longer ones count as truncated."
+    )
+    adaptive: AdaptiveConfig | None = Field(
+        default=None,
+        description="Start with fewer completions and draw up to num_samples only where the entropy is uncertain.",
+    )
+    questions_per_shard: int = Field(default=32, ge=1, description="Questions per output file, the unit of resuming.")
+    min_engines: int = Field(default=1, ge=1, description="Fewest vLLM engines in the pool.")
+    max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
+    gpus_per_engine: float = Field(default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU.")
+    cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs over which one layer is split.")
+    pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs over which the layers are split.")
+    kv_cache_gib: float | None = Field(
+        default=None, gt=0, description="KV cache on a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Further vLLM engine arguments, passed as they are."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray node labels an engine must be placed on, e.g. market-type = spot."
+    )
+    max_failed_share: float = Field(
+        default=0.01, ge=0, le=1, description="The run stops when more than this share of questions failed."
+    )
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"min_engines", "max_engines", "gpus_per_engine", "cpus_per_engine", "tensor_parallel_size"}
+        | {"pipeline_parallel_size", "kv_cache_gib", "engine_args", "labels", "max_failed_share"}
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_engines < self.min_engines:
+            raise ValueError(f"max_engines={self.max_engines} is below min_engines={self.min_engines}")
+        parallel = self.tensor_parallel_size * self.pipeline_parallel_size
+        if self.gpus_per_engine > 0 and parallel > 1 and self.gpus_per_engine != parallel:
+            raise ValueError(
+                f"gpus_per_engine={self.gpus_per_engine:g} but tensor_parallel_size x pipeline_parallel_size = {parallel}; make them equal"
+            )
+        return self
+
+
+class GradingConfig(Section):
+    cluster: Literal["canonical", "string"] = Field(
+        default="canonical",
+        description="Cluster answers by mathematical meaning, or by their string as the released scripts do.",
+    )
+    unanswered: Literal["cluster", "ignore"] = Field(
+        default="cluster",
+        description="Completions without an answer form a cluster of their own, or are left out of the entropy.",
+    )
+    answer_tags: bool = Field(default=False, description="Also accept <answer>...</answer> (R1-style prompts).")
+    last_number: bool = Field(
+        default=False, description="Fall back to the last number in the text, as the released scripts do."
+    )
+    deadline_seconds: float = Field(
+        default=5.0, gt=0, description="Wall limit for one symbolic comparison; past it the verdict is an error."
+    )
+    memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of one symbolic worker, GiB.")
+    workers: int = Field(default=1, ge=1, description="Grading actors (one CPU core each).")
+    labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a grader must be placed on.")
+
+    operational: ClassVar[frozenset[str]] = frozenset({"workers", "labels"})
+
+
+class WeightingConfig(Section):
+    measure: Measure = Field(default="entropy", description="entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
+    mapping: MappingName = Field(default="power", description="power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
+    exponent: float = Field(
+        default=1.0, ge=-10, le=10, description="a of eq. 6; 0 is plain self-training, the paper searches [-3, 3]."
+    )
+    range: float | None = Field(default=None, gt=0, description="R of the linear mapping (eq. 4).")
+    clip: float | None = Field(default=None, gt=1, description="Cap weights at this value, keeping their mean at 1.")
+    min_effective_share: float = Field(
+        default=0.1, ge=0, le=1, description="Warn when effective sample size / kept questions falls below this."
+    )
+    max_length_effect: float = Field(
+        default=0.1,
+        ge=0,
+        description="Warn when weights follow length so that a token-mean loss changes the learning rate by more.",
+    )
+    on_unhealthy: Literal["warn", "stop"] = Field(
+        default="warn", description="What to do when the weights are unhealthy."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.mapping == "linear") != (self.range is not None):
+            raise ValueError('range belongs to mapping = "linear", and only to it: set both or neither')
+        if self.mapping == "linear" and self.clip is not None:
+            raise ValueError('clip does not go with mapping = "linear": its range bounds the weights already')
+        return self
+
+
+class SelectionConfig(Section):
+    keep: Literal["mixed", "solved"] = Field(
+        default="mixed",
+        description="Keep questions with a correct and an incorrect completion (released scripts), or any correct one (paper's SFT).",
+    )
+    negative: Literal["random", "dominant"] = Field(
+        default="random",
+        description="Negative drawn uniformly from the incorrect completions (paper) or from the most frequent wrong cluster.",
+    )
+    pairs_per_question: int = Field(
+        default=1, ge=1, description="Positives (and negatives) drawn per kept question, without replacement."
+    )
+    exclude_test_questions: bool = Field(
+        default=True, description="Drop training questions whose text is also in the test set."
+    )
+
+
+class SftConfig(Section):
+    learning_rate: float = Field(default=2e-6, gt=0, description="Peak learning rate (4.1).")
+
+
+class PreferenceConfig(Section):
+    learning_rate: float = Field(default=2e-7, gt=0, description="Peak learning rate (4.1).")
+    beta: float = Field(default=0.01, gt=0, description="Strength of the pull towards the reference model (4.1).")
+
+
+class LoraConfig(Section):
+    rank: int = Field(default=16, ge=1, description="Rank (B.2).")
+    alpha: int = Field(default=16, ge=1, description="Scaling alpha (B.2).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="Modules that get an adapter."
+    )
+
+
+class TrainingConfig(Section):
+    loss: Loss = Field(default="sft", description="Which loss is weighted (eq. 7): sft, dpo or kto.")
+    sft: SftConfig = Field(default_factory=SftConfig, description="Settings used when loss = sft.")
+    dpo: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Settings used when loss = dpo.")
+    kto: PreferenceConfig = Field(
+        default_factory=lambda: PreferenceConfig(beta=0.05), description="Settings used when loss = kto."
+    )
+    epochs: float = Field(default=3, gt=0, description="Passes over the examples (4.1).")
+    max_steps: int = Field(default=-1, description="Stop after so many optimizer steps; -1 trains all epochs.")
+    batch_size: int = Field(default=16, ge=1, description="Examples per optimizer step over all workers (4.1).")
+    micro_batch_size: int = Field(default=4, ge=1, description="Examples per forward pass and worker.")
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the steps with rising learning rate (4.1)."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Gradient clipping norm.")
+    max_length: int = Field(
+        default=4096, ge=1, description="Longest prompt + completion, tokens; longer examples are refused, not cut."
+    )
+    normalization: Literal["token", "sequence"] = Field(
+        default="token", description="SFT: token mean over the optimizer batch (TRL's), or mean of per-sequence means."
+    )
+    weight_granularity: Literal["example", "microbatch"] = Field(
+        default="example",
+        description="Exact weight per example, or mean loss x mean weight per micro-batch (released scripts; for comparison).",
+    )
+    local_weight: Literal["none", "perplexity", "wpo"] = Field(
+        default="none",
+        description="Baselines LW(P) (eq. 8-9) and LW(W) (eq. 10), computed from the policy's own token probabilities.",
+    )
+    lora: LoraConfig | None = Field(default=None, description="Train a LoRA adapter instead of all parameters.")
+    workers: int = Field(default=1, ge=1, description="Ray Train workers (one GPU each when use_gpu).")
+    use_gpu: bool = Field(default=False, description="Train on GPUs.")
+    cpus_per_worker: float = Field(default=1, gt=0, description="CPU cores one worker reserves.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
+    precompute_reference: bool = Field(
+        default=False, description="DPO: compute the reference log-probabilities once instead of keeping the model."
+    )
+    checkpoint_steps: int = Field(default=50, ge=1, description="Optimizer steps between checkpoints.")
+    max_failures: int = Field(
+        default=3, ge=0, description="Times a died worker group is restarted from its last checkpoint."
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a worker must be placed on.")
+    report_to: tuple[str, ...] = Field(
+        default=(),
+        description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
+    )
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"cpus_per_worker", "checkpoint_steps", "max_failures", "labels", "report_to"}
+    )
+
+    @property
+    def learning_rate(self) -> float:
+        return getattr(self, self.loss).learning_rate
+
+    @property
+    def beta(self) -> float | None:
+        return None if self.loss == "sft" else getattr(self, self.loss).beta
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self.batch_size // (self.micro_batch_size * self.workers)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        per_pass = self.micro_batch_size * self.workers
+        if self.batch_size % per_pass:
+            raise ValueError(
+                f"batch_size={self.batch_size} is no multiple of micro_batch_size x workers = "
+                f"{self.micro_batch_size} x {self.workers} = {per_pass}"
+            )
+        if self.loss == "kto" and self.micro_batch_size < 2:
+            raise ValueError(
+                "micro_batch_size must be at least 2 with loss = kto: its KL term pairs neighbouring completions"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    num_samples: int = Field(
+        default=0,
+        ge=0,
+        description="Further sampled completions per test question for pass@k and maj@k; 0: greedy accuracy only.",
+    )
+    temperature: float = Field(default=1.0, gt=0, description="Temperature of those.")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="Longest completion; sampling.max_new_tokens where not given."
+    )
+    compare_math_verify: bool = Field(
+        default=False, description="Also report plain math-verify's verdicts beside ours."
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every interval.")
