@@ -29,9 +29,11 @@ COMPLETIONS = {
 class PreparedExamples:
     """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the text.
 
-    `reference`: where DPO's reference log-probabilities are kept, for every arm with these examples and this model.
+    `tokens`, `reference`: where the token ids and DPO's reference log-probabilities are kept, for every arm with these
+    examples and this model.
     """
 
+    tokens: str
     weight_N: np.ndarray
     tokens_N: np.ndarray
     question_ids: list[str]
@@ -45,44 +47,36 @@ def prepare_examples(
     examples: str,
     weight_column: str | None,
     questions: str,
-    tokens: str,
     base_model: str,
     training: TrainingConfig,
     model: ModelConfig,
 ) -> PreparedExamples:
-    """Check the examples and their weights, tokenise them into the file `tokens`, and return what planning needs.
+    """Check the examples and their weights, tokenise them unless another arm has, and return what planning needs.
 
     UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts that this
     model's tokenizer reads otherwise than the sampler did.
     """
-    from transformers import AutoTokenizer
-
-    from east_ray.model_files import local_model
-
     where = run.uri_of(examples)
     table = run.read_table(examples)
     rows = check_schema(table, EXAMPLES[training.loss], where)
     if rows.num_rows == 0:
         raise UserError(f"{where} holds no examples: no question was kept; see the funnel in weights.json")
     weight_N = _weights(table, weight_column, where)
-    base = local_model(base_model, model.revision)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {base_model} has no end-of-sequence token; add eos_token to its configuration"
-        )
-    tokenised = tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions))
+    place, base = "/".join(examples.split("/")[:-1]), fingerprint_source(base_model, model.revision)
+    tokens = f"{place}/tokens/{training.loss}-{fingerprint([base, _content(rows)])}.parquet"
+    if not run.exists(tokens):
+        tokenizer = _tokenizer(base_model, model)
+        run.write_table(tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions)), tokens)
+    tokenised = run.read_table(tokens)
     longest_N, tokens_N = lengths(tokenised, training.loss)
     check_lengths(longest_N, training.max_length)
-    run.write_table(tokenised, tokens)
     content = _content(tokenised)
     reference = None
     if training.precompute_reference:
         if training.loss != "dpo":
             raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
-        key = fingerprint([fingerprint_source(base), model.dtype, content])
-        reference = f"{'/'.join(examples.split('/')[:-1])}/reference/{key}.parquet"
-    return PreparedExamples(weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), content, reference)
+        reference = f"{place}/reference/{fingerprint([base, model.dtype, content])}.parquet"
+    return PreparedExamples(tokens, weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), content, reference)
 
 
 def tokenise_examples(
@@ -159,6 +153,21 @@ def _completion_ids(
         ids = together[len(prompt_ids) :] if together[: len(prompt_ids)] == prompt_ids else alone
         rows.append([*ids[: len(ids) - (ids[-1:] == [tokenizer.eos_token_id])], tokenizer.eos_token_id])
     return rows
+
+
+def _tokenizer(base_model: str, model: ModelConfig) -> Any:
+    # Both take seconds to import, and are needed by the first arm only.
+    from transformers import AutoTokenizer
+
+    from east_ray.model_files import local_model
+
+    base = local_model(base_model, model.revision)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {base_model} has no end-of-sequence token; add eos_token to its configuration"
+        )
+    return tokenizer
 
 
 def _weights(table: pa.Table, column: str | None, where: str) -> np.ndarray:

@@ -83,7 +83,6 @@ def train(
             examples=examples,
             weight_column=weight_column,
             questions=questions,
-            tokens=f"{work}/tokens.parquet",
             base_model=base_model,
             training=training,
             model=model,
@@ -105,7 +104,7 @@ def train(
     logger.info("%s: %d examples, %d steps", title, len(prepared.weight_N), plan.num_steps)
     job = TrainingJob(
         run=run,
-        tokens=f"{work}/tokens.parquet",
+        tokens=prepared.tokens,
         reference=prepared.reference,
         state=f"{work}/state",
         output=output,
@@ -145,7 +144,7 @@ def train(
         seconds=time.monotonic() - started,
         loss=last["loss"],
         weighted_loss=last["weighted_loss"],
-        proof=news.proof.distance,
+        proof=news.proof,
         digest=news.digest,
     )
     logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)

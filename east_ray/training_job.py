@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class News:
 
     log: list[dict[str, Any]] = field(default_factory=list)
     workers: dict[int, str] = field(default_factory=dict)
-    proof: Any = None
+    proof: float = math.nan
     digest: str = ""
     refused: str = ""
 

@@ -28,7 +28,6 @@ def prepare(run: RunDirectory, training: TrainingConfig, column: str | None = "w
         examples="examples/x.parquet",
         weight_column=column,
         questions="questions/train.parquet",
-        tokens="training/tokens.parquet",
         base_model=str(MODEL),
         training=training,
         model=ModelConfig(path=str(MODEL)),
@@ -43,9 +42,9 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_examples_become_the_sampled_prompt_the_completion_and_one_end_of_sequence(run: RunDirectory) -> None:
     table = examples("dpo", 3)
     run.write_table(table, "examples/x.parquet")
-    prepare(run, config("dpo"))
+    prepared = prepare(run, config("dpo"))
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    tokens = run.read_table("training/tokens.parquet")
+    tokens = run.read_table(prepared.tokens)
     for row, source in zip(tokens.to_pylist(), table.to_pylist(), strict=True):
         assert tokenizer.decode(row["prompt_ids"]) == source["prompt"]
         assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
@@ -69,11 +68,11 @@ def test_a_prompt_that_was_sampled_from_other_tokens_is_refused(run: RunDirector
 
 def test_examples_longer_than_max_length_are_counted_and_refused_and_never_cut(run: RunDirectory) -> None:
     run.write_table(examples("sft", 8), "examples/x.parquet")
-    prepare(run, config("sft"))
+    prepared = prepare(run, config("sft"))
     longest = max(
-        len(row["prompt_ids"]) + len(row["completion_ids"])
-        for row in run.read_table("training/tokens.parquet").to_pylist()
+        len(row["prompt_ids"]) + len(row["completion_ids"]) for row in run.read_table(prepared.tokens).to_pylist()
     )
+    assert len(run.list("examples/tokens")) == 1
     with pytest.raises(UserError, match=rf"1 of 8 .* set training\.max_length={longest}"):
         prepare(run, config("sft", max_length=longest - 1))
 
@@ -162,7 +161,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_model(run: RunDirectory,
 
     assert undisturbed.proof < 1e-6
     assert undisturbed.steps == 30
-    assert run.list("undisturbed", "training") == ["log.jsonl", "tokens.parquet"]  # no checkpoints left behind
+    assert run.list("undisturbed", "training") == ["log.jsonl"]  # no checkpoints left behind
     model = Path(run.path("undisturbed", "model"))
     assert weights_digest(str(model)) == undisturbed.digest
     assert {name for name, _ in read_tensors(str(model))} == {name for name, _ in read_tensors(str(MODEL))}

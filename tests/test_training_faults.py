@@ -104,7 +104,7 @@ def test_a_killed_driver_run_again_ends_in_the_same_model(kept: RunDirectory, tm
     assert digests[0] == digests[1]
     rows = kept.read_bytes("disturbed", "training", "log.jsonl").splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 41))
-    assert kept.list("disturbed", "training") == ["log.jsonl", "tokens.parquet"]
+    assert kept.list("disturbed", "training") == ["log.jsonl"]
 
 
 def drive(run: RunDirectory, output: str, log: Path) -> subprocess.Popen[bytes]:
