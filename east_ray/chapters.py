@@ -29,9 +29,18 @@ def result(f: Findings) -> Chapter | None:
     forest = charts.accuracy_forest(
         [bar_of(f, row) for row in f.comparisons], f.config.evaluation.confidence, f.comparisons[0].num_questions
     )
+    differences = [
+        Bar(row.name, 100 * d.estimate, 100 * d.low, 100 * d.high, f.color(row.members[0]))
+        for row in f.comparisons
+        if (d := row.to_vanilla)
+    ]
+    drawn = (charts.difference_forest(differences, f.config.evaluation.confidence),) if differences else ()
     rounds = max(m.rounds for m in f.compared.values())
-    text = f"After {rounds} rounds of self-training." if rounds > 1 else ""
-    return Chapter("result", "Result", "Did it help?", text, (forest,))
+    text = f"After {rounds} {'rounds' if rounds > 1 else 'round'} of self-training" if f.config.run.rounds > 1 else ""
+    text += (
+        ", which all arms have; some went on, see below." if 0 < rounds < f.config.run.rounds else "." if text else ""
+    )
+    return Chapter("result", "Result", "Did it help?", text, (forest, *drawn))
 
 
 def table_1(f: Findings) -> Chapter | None:
@@ -41,7 +50,8 @@ def table_1(f: Findings) -> Chapter | None:
     if not losses:
         return None
     column = paper.column_for(f.config.model.path, f.config.questions.train)
-    text = "The paper's figures are single runs without intervals. "
+    text = f"Our EAST has a = {f.config.weighting.exponent:g} in every row, the paper searches one for each. "
+    text += "The paper's figures are single runs without intervals. "
     if column is None:
         column = paper.COLUMNS[0]
         text += f"They are of another model and data set ({column.title}): compare directions, not heights."
@@ -63,12 +73,11 @@ def exponents(f: Findings) -> Chapter | None:
     default = next((row.accuracy for row in f.comparisons if row.name == DEFAULT), None)
     held_out = exponent_families(f, f.held_out)
     if held_out:
-        text = "The exponent is chosen on held-out training questions, never on the test questions shown here. "
-        for label, values in held_out.items():
-            best = max(values, key=lambda point: point[1].value)
-            test = {a: bar.value for a, bar in families.get(label, [])}
-            text += f"{label}: a = {best[0]:g} was best there ({best[1].value:.1%})"
-            text += f" and reaches {test[best[0]]:.1%} on the test questions. " if best[0] in test else ". "
+        text = (
+            f"The exponent is chosen on {f.held_out[0].num_questions:,} held-out training questions, never on the test "
+            "questions shown here. The chosen one is then a single comparison, whose p needs no correction. "
+        )
+        text += " ".join(chosen_exponent(f, label, values) for label, values in held_out.items())
     else:
         text = (
             "No training questions were held out (questions.validation_share = 0), so no exponent may be chosen from this "
@@ -81,6 +90,20 @@ def exponents(f: Findings) -> Chapter | None:
         text,
         (charts.accuracy_by_exponent(families, default),),
     )
+
+
+def chosen_exponent(f: Findings, label: str, values: Sequence[tuple[float, Bar]]) -> str:
+    """Which exponent of a family the held-out questions choose, and what it is worth on the test questions."""
+    a, best = max(values, key=lambda point: point[1].value)
+    text = f"{label}: a = {a:g} was best there ({percent(best.value)}, interval {interval(best.low, best.high)})"
+    test = next((row for row in f.comparisons if row.name == best.label), None)
+    if test is None:
+        return f"{text}."
+    text += f" and reaches {percent(test.accuracy)} on the test questions"
+    if (d := test.to_vanilla) is None:
+        return f"{text}: plain self-training itself."
+    low, high = points(d.low), points(d.high)
+    return f"{text}, {points(d.estimate)} points to a = 0 (interval [{low}, {high}], p {probability(d.p_value)})."
 
 
 def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:
@@ -124,8 +147,8 @@ def rounds(f: Findings) -> Chapter | None:
     if lines:
         drawn.append(charts.accuracy_by_round(lines))
     by_arm = {arm: rows for arm, rows in drift(f.run, f.config).items() if arm in long_arms}
-    for arm, rows in by_arm.items():
-        moves = [np.array(row.moved) for row in rows if row.moved is not None]
+    for arm in (members[0] for members in f.groups.values() if members[0] in by_arm):
+        moves = [np.array(row.moved) for row in by_arm[arm] if row.moved is not None]
         if moves and len(drawn) <= MAX_FLOWS:
             drawn.append(charts.state_flow(arm, moves))
     tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
@@ -149,7 +172,7 @@ def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
         (
             f"{row.name}, round {t}",
             percent(row.accuracy),
-            f"[{100 * row.low:.1f}, {100 * row.high:.1f}]",
+            interval(row.low, row.high),
             difference(row),
         )
         for t, rows in by_round.items()
@@ -247,3 +270,7 @@ def difference(row: Comparison) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
+
+
+def interval(low: float, high: float) -> str:
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"

@@ -24,6 +24,20 @@ def accuracy_forest(bars: Sequence[Bar], confidence: float, num_questions: int) 
     )
 
 
+def difference_forest(bars: Sequence[Bar], confidence: float) -> Forest:
+    """The arms less their vanilla ones, in points: what `accuracy_forest` is too coarse to show."""
+    return Forest(
+        name="differences",
+        title="Difference to plain self-training",
+        caption=f"Dot: accuracy less that of the vanilla arm with the same loss and seeds, on the same questions, in points. Line: "
+        f"its {confidence:.0%} interval, not corrected for the number of arms. A line that crosses 0 may be chance.",
+        x_label="points",
+        bars=tuple(bars),
+        marks=(("vanilla", 0.0),),
+        percent=False,
+    )
+
+
 def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Bar]]], default: float | None) -> Plot:
     """Figure 3. `families`: label (e.g. "sft, entropy") -> (exponent, accuracy) of each of its arms."""
     series = []

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from east_ray.footprint import Memory
 from east_ray.plan import Plan, PoolPlan
+from east_ray.verdict import foresight
 from east_ray.workload import Actual
 
 
@@ -29,6 +30,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"prompts of {workload.prompt_tokens:,.0f} tokens (longest {workload.longest_prompt_tokens:,}), completions of "
         f"{workload.completion_tokens:,.0f} (at most {config.sampling.max_new_tokens:,})"
     )
+    if workload.test:
+        yield foresight(workload.test, config.evaluation.confidence)
     yield f"run directory: {_size(plan.disk_gib)} on {config.run.dir}; Ray object store: {_size(plan.store_gib)} at its peak"
     for pool in plan.pools:
         yield ""

@@ -139,12 +139,13 @@ def _stats(f: Findings) -> list[dict[str, Any]]:
 
 def _facts(f: Findings) -> list[tuple[str, str]]:
     config = f.config
+    used = sorted({config.for_arm(arm).run.seed for arm in config.arms})
     facts = [
         ("Model", _short_name(config.model.path)),
         ("Samples per question", f"{config.sampling.num_samples:,}"),
         ("Rounds", str(config.run.rounds)),
         ("Arms", str(len(config.arms))),
-        ("Seed", str(config.run.seed)),
+        ("Seed" if len(used) == 1 else "Seeds", ", ".join(map(str, used))),
     ]
     if f.comparisons:
         facts.insert(1, ("Test questions", f"{f.comparisons[0].num_questions:,}"))
@@ -183,7 +184,10 @@ def _note(f: Findings) -> str:
     """How the headline table's intervals and p-values are made."""
     confidence = f"{f.config.evaluation.confidence:.0%}"
     if any(len(row.members) > 1 for row in f.comparisons):
-        how = f"{confidence} intervals and p-values cover both which questions and which seeds were drawn{seeds(f.comparisons)}."
+        how = (
+            f"{confidence} intervals and p-values cover both which questions and which seeds were drawn{seeds(f.comparisons)}. "
+            "Seeds differ in the order of training alone: all of an arm's seeds learn from the same samples and pairs in round 1."
+        )
     else:
         how = (
             f"{confidence} intervals: Wilson for accuracies, paired bootstrap over questions for differences, in points. "

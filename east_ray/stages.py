@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from east_ray.config import Arm, Config
 from east_ray.runs import RunDirectory, fingerprint, fingerprint_source
 from east_ray.steps import Part, Step
 from east_ray.uncertainty import Mapping as WeightMapping
+
+logger = logging.getLogger(__name__)
 
 SPLITS = {"validation": "validate", "test": "evaluate"}
 
@@ -54,11 +57,14 @@ def prepare(run: RunDirectory, config: Config) -> Step:
     )
 
     def work(_: Sequence[Part]) -> list[Any]:
-        return [
-            questions.prepare(
-                run, part.stage.name, questions=config.questions, model=config.model, seed=config.run.seed
-            )
-        ]
+        from east_ray.verdict import foresight
+
+        summary = questions.prepare(
+            run, part.stage.name, questions=config.questions, model=config.model, seed=config.run.seed
+        )
+        if summary.test:
+            logger.info("%s", foresight(summary.test, config.evaluation.confidence))
+        return [summary]
 
     return Step("questions", [part], work)
 

@@ -17,7 +17,9 @@ from rich.text import Text
 from east_ray.comparison import DEFAULT, Comparison, Difference, at_round, compare, read_measured
 from east_ray.config import from_dict
 from east_ray.runs import RunDirectory
+from east_ray.statistics import minimum_detectable_effect
 
+DISAGREEMENT = (0.02, 0.05, 0.1, 0.2)  # shares of the questions that two models may answer differently
 MAX_SENTENCES = 3  # more inconclusive arms than this share one sentence
 
 
@@ -75,6 +77,18 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Verdict:
         sentences += [_weighting_sentence(row, level) for row in unclear]
     headline = _headline_of_weights(weighted, level) if weighted else _headline_of_training(trained[0], default, level)
     return Verdict(headline, tuple(sentences))
+
+
+def foresight(num_questions: int, confidence: float) -> str:
+    """What so many test questions can show, said before anything is spent on answering them."""
+    sizes = {share: minimum_detectable_effect(num_questions, share, confidence=confidence) for share in DISAGREEMENT}
+    shown = [f"{100 * size:.1f} on {share:.0%}" for share, size in sizes.items() if size < 1]
+    if not shown:
+        return f"{num_questions:,} test questions are too few to show a difference"
+    return (
+        f"{num_questions:,} test questions can show (at {confidence:.0%}, in 8 of 10 tries) differences of so many points where "
+        f"two models disagree on such a share of them: {', '.join(shown)}"
+    )
 
 
 def seeds(rows: Sequence[Comparison]) -> str:

@@ -82,14 +82,17 @@ def weights(f: Findings) -> Chapter | None:
 def training(f: Findings) -> Chapter | None:
     """Curves of what the trainers logged; an arm's rounds follow each other on one axis."""
     logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for arm in f.config.arms:
-        if rows := read_log(f, arm.name):
-            logs.setdefault(f.config.for_arm(arm).training.loss, {})[arm.name] = rows
+    colors: dict[str, int] = {}
+    for group, (first, *others) in f.groups.items():
+        if rows := read_log(f, first):
+            name = f"{group}, first of {1 + len(others)} seeds" if others else group
+            logs.setdefault(f.config.for_arm(f.arm(first)).training.loss, {})[name] = rows
+            colors[name] = f.color(first)
     drawn = []
     for loss, arms in logs.items():
         for key, title, label, caption in CURVES:
             curves = {
-                name: (*thin([(r["step"], r[key]) for r in rows if key in r]), f.color(name))
+                name: (*thin([(r["step"], r[key]) for r in rows if key in r]), colors[name])
                 for name, rows in arms.items()
             }
             curves = {name: curve for name, curve in curves.items() if curve[0]}

@@ -31,7 +31,7 @@ from east_ray.evaluation import EVALUATIONS, evaluate, summarise
 from east_ray.records import CORRECT, ERROR, INCORRECT, QUESTIONS, UserError, prompt_hash
 from east_ray.runs import RunDirectory
 from east_ray.sections import EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig
-from east_ray.verdict import describe, render_table
+from east_ray.verdict import describe, foresight, render_table
 
 VANILLA = {"weighting.exponent": 0.0}
 
@@ -278,6 +278,14 @@ def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
     assert len(verdict.sentences) == 2
     mixed = [*rows, row("good", 0.5, 0.1, 1e-6), row("bad", 0.3, -0.1, 1e-6)]
     assert describe(mixed, 0.95).headline == "Of 9 weighted arms, 1 beat plain self-training and 1 fall behind"
+
+
+def test_what_the_test_questions_can_show_is_said_beforehand_and_grows_with_them() -> None:
+    sizes = [[float(size) for size in re.findall(r"([\d.]+) on", foresight(n, 0.95))] for n in (1000, 4000)]
+    assert len(sizes[0]) == 4
+    # Connor (1987): the smallest visible difference falls with the root of the number of questions.
+    assert sizes[0] == pytest.approx([2 * size for size in sizes[1]], rel=0.1)
+    assert "too few" in foresight(3, 0.95)
 
 
 def test_the_terminal_s_table_fits_eighty_columns_and_ends_with_the_verdict(tmp_path: Path) -> None:

@@ -80,7 +80,13 @@ def test_a_sweep_gets_figure_3_and_the_three_measures(tmp_path: Path) -> None:
     write_report(run)
     assert "exponents" in chapters_of(run)
     page = page_of(run)
-    assert "chosen on held-out training questions" in page
+    assert "chosen on 12 held-out training questions" in page
+    assert re.search(r"SFT, entropy: a = \S+ was best there .* on the test questions", page)
+    with Path(run.path("report", "differences.csv")).open() as file:
+        differences = {row["label"]: float(row["value"]) for row in csv.DictReader(file)}
+    plain = run.read_json("round-00/arms/vanilla/evaluation/metrics.json")["overall"]["accuracy"]
+    other = run.read_json("round-00/arms/a2/evaluation/metrics.json")["overall"]["accuracy"]
+    assert differences["a2"] == pytest.approx(100 * (other - plain))
     assert "pass@k" in page
     with Path(run.path("report", "figure3_exponents.csv")).open() as file:
         rows = [row for row in csv.DictReader(file) if row["series"] == "SFT, entropy"]
@@ -127,6 +133,8 @@ def test_a_reproduction_puts_the_paper_s_table_beside_its_own(tmp_path: Path) ->
     assert "of another model and data set" not in page
     assert re.search(r"sft-east</th>.*?51\.8%</td><td class=\"n\">\+1\.7<", page, re.S)
     assert "mean of 2 seeds" in page
+    assert "Seeds differ in the order of training alone" in page
+    assert "sft-vanilla, first of 2 seeds" in page
 
 
 def test_a_run_with_a_base_evaluation_alone_has_a_report(tmp_path: Path) -> None:
