@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Measure = Literal["entropy", "inaccuracy", "dominant_wrong"]
 MappingName = Literal["power", "mean", "linear"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 Loss = Literal["sft", "dpo", "kto"]
 
 
@@ -263,7 +264,7 @@ class TrainingConfig(Section):
         default=3, ge=0, description="Times a died worker group is restarted from its last checkpoint."
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a worker must be placed on.")
-    report_to: tuple[str, ...] = Field(
+    report_to: tuple[Tracker, ...] = Field(
         default=(),
         description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
     )

@@ -11,6 +11,7 @@ from typing import Any
 from east_ray.config import Arm, Config
 from east_ray.runs import RunDirectory, fingerprint, fingerprint_source
 from east_ray.steps import Part, Step
+from east_ray.training_job import check_trackers
 from east_ray.uncertainty import Mapping as WeightMapping
 
 logger = logging.getLogger(__name__)
@@ -255,6 +256,7 @@ def train(
     for group, chosen in zip(groups, examples.parts, strict=True):
         for arm in group.arms:
             own = config.for_arm(arm)
+            check_trackers(own.training.report_to)
             place = f"round-{group.t:02d}/arms/{arm.name}"
             parts.append(
                 Part(

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from east_ray.batches import TrainingPlan
+from east_ray.records import UserError
 from east_ray.runs import RunDirectory
 from east_ray.sections import ModelConfig, TrainingConfig
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """UserError, before anything is spent, when a tracker that was asked for by name is not installed."""
+    missing = [name for name in report_to if name != "none" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"training.report_to names {', '.join(missing)}, which is not installed: pip install 'east-ray[trackers]', or "
+            "leave it out"
+        )
 
 
 @dataclass(frozen=True)
