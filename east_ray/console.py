@@ -17,10 +17,10 @@ from rich.progress import (
     MofNCompleteColumn,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
@@ -35,6 +35,7 @@ def set_up_logging(verbose: bool = False) -> None:
         handler = RichHandler(
             console=console, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S"
         )
+        handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -74,14 +75,14 @@ def progress(stage: str, total: int, unit: str = "questions") -> Iterator[Progre
         return
     bars = Bars(
         SpinnerColumn(),
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn(unit, table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+        TextColumn("[dim]{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=console,
+        expand=True,  # the note takes what is left of the line, and is cut before the figures to its left are
     )
     with bars:
         yield Progress(stage, total, unit, bars)

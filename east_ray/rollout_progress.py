@@ -148,7 +148,7 @@ def live_line(title: str, questions: int) -> Iterator[LiveLine]:
             ray.kill(line.tally)
 
 
-_SHORT = {"tokens_per_second": "tokens/s"}
+_SHORT = {"tokens_per_second": "tok/s", "mean_length": "length", "accuracy": "correct"}
 
 
 def _shown(name: str, value: float) -> Any:
