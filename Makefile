@@ -30,7 +30,7 @@ check: setup
 	$(BIN)/pyright
 
 bench: setup
-	for name in grading rollouts training weighting; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

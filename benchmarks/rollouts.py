@@ -1,7 +1,8 @@
 """Speed and memory of rollouts, measured: `python benchmarks/rollouts.py throughput|memory|rerun`.
 
-throughput  tokens per second of the pipeline against bare `LLM.generate(n=128)` on the same prompts, seeds, model and
-            threads; engine start excluded. Every measurement is a process of its own; the kinds take turns.
+throughput  tokens per second of the pipeline, and of `ray.data.llm` with one row per sample, against bare
+            `LLM.generate(n=128)` on the same prompts, seeds, model and threads; engine start excluded. Every
+            measurement is a process of its own; the kinds take turns.
 memory      the driver's peak and the object store's, at two numbers of questions, through an engine without a model.
 rerun       seconds that a finished set takes when it is asked for again, and what was imported for it.
 """
@@ -145,27 +146,87 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
         assert sum(len(batch["job"]) for batch in dataset.iter_batches(batch_size=None)) == count
 
 
-def throughput(arguments: argparse.Namespace) -> None:
-    results: dict[str, list[dict[str, Any]]] = {"bare": [], "sampling": [], "graded": []}
-    for _ in range(arguments.repeats):
-        for kind, measured in results.items():
-            measured.append(in_a_process(["one", kind, "--questions", str(arguments.questions)]))
-            print(kind, measured[-1], flush=True)
-    rates = {kind: [m["tokens"] / m["seconds"] for m in measured] for kind, measured in results.items()}
-    assert len({m["tokens"] for measured in results.values() for m in measured}) == 1, "the same seeds, the same tokens"
-    bare = statistics.median(rates["bare"])
-    print(
-        f"\n{arguments.questions} questions x 128 samples, {results['bare'][0]['tokens']} tokens, {os.cpu_count()} cores\n"
+def measure_ray_data_llm(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Tokens and seconds of Ray Data's own processor with one row per sample: it keeps only the first of n.
+
+    A batch of one-token requests goes first; the clock starts when it is back, with the engine up and warm.
+    """
+    os.environ.update({"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"})
+    os.environ.update({"VLLM_NO_USAGE_STATS": "1"})
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    from east_ray.sampling import engine_args
+
+    batch = 256
+    with tempfile.TemporaryDirectory() as directory:
+        rows = prepare(directory, arguments.questions).read_table(JOB.questions).to_pylist()
+    longest = max(len(row["prompt_token_ids"]) for row in rows)
+    settings = EngineSettings(MODEL, ModelConfig(path=MODEL), sampling_config(arguments), longest)
+    start_ray()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=MODEL,
+            engine_kwargs={k: v for k, v in engine_args(MODEL, settings, EngineArgs).items() if k != "model"},
+            batch_size=batch,
+            concurrency=1,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+            log_engine_metrics=False,
+            placement_group_config={"bundles": [{"CPU": 1}]},
+        ),
+        preprocess=lambda row: {
+            "prompt": "",
+            "tokenized_prompt": row["ids"],
+            "sampling_params": {"temperature": 1.0, "max_tokens": row["max_tokens"], "seed": row["seed"]},
+        },
+        postprocess=lambda row: {"tokens": row["num_generated_tokens"]},
     )
+    warm_up = [{"ids": [5, 6, 7], "max_tokens": 1, "seed": i} for i in range(batch)]
+    # vLLM gives sample i of a request the seed of the request + i: the same completions as n=128 makes.
+    asked = [
+        {"ids": row["prompt_token_ids"], "max_tokens": 256, "seed": question_seed(0, 0, row["question_id"]) + i}
+        for row in rows
+        for i in range(128)
+    ]
+    tokens, started = 0, 0.0
+    for answered in processor(ray.data.from_items(warm_up + asked)).iter_batches(batch_size=None):
+        started = started or time.time()
+        tokens += int(sum(answered["tokens"]))
+    return {"tokens": tokens - batch, "seconds": time.time() - started}
+
+
+NAMES = {
+    "bare": "`LLM.generate(n=128)`",
+    "sampling": "pipeline, sampling",
+    "graded": "pipeline, sampling and grading",
+    "ray_data_llm": "`ray.data.llm`, one row per sample",
+}
+
+
+def measure_rates(questions: int, repeats: int) -> dict[str, list[float]]:
+    """Tokens per second of each kind, in processes of their own that take turns."""
+    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in NAMES}
+    for _ in range(repeats):
+        for kind, measured in results.items():
+            measured.append(in_a_process(["one", kind, "--questions", str(questions)]))
+            print(kind, measured[-1], file=sys.stderr, flush=True)
+    tokens = {kind: measured[0]["tokens"] for kind, measured in results.items()}
+    assert len(set(tokens.values())) == 1, f"the same seeds, the same tokens: {tokens}"
+    print(f"{questions} questions x 128 samples, {tokens['bare']:,} tokens, {os.cpu_count()} cores", file=sys.stderr)
+    return {kind: [m["tokens"] / m["seconds"] for m in measured] for kind, measured in results.items()}
+
+
+def throughput(arguments: argparse.Namespace) -> None:
+    rates = measure_rates(arguments.questions, arguments.repeats)
+    bare = statistics.median(rates["bare"])
     print("| | tokens/s, median | lowest to highest | of bare |\n|---|---|---|---|")
-    names = {
-        "bare": "`LLM.generate(n=128)`",
-        "sampling": "pipeline, sampling",
-        "graded": "pipeline, sampling and grading",
-    }
     for kind, values in rates.items():
         median = statistics.median(values)
-        print(f"| {names[kind]} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {median / bare:.3f} |")
+        print(f"| {NAMES[kind]} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {median / bare:.3f} |")
 
 
 def memory(arguments: argparse.Namespace) -> None:
@@ -214,12 +275,22 @@ def watch_object_store(peak: list[int], stop: threading.Event) -> None:
 
 
 def rerun(arguments: argparse.Namespace) -> None:
+    m = in_a_process(["one", "rerun", "--questions", str(arguments.questions)])
+    print(
+        f"{arguments.questions:,} questions took {m['first']:.1f} s; again: {m['again']:.2f} s, importing {m['imported']}"
+    )
+
+
+def measure_rerun(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds that a set takes, and then, finished, in a new process; and which of ray, torch, vllm that imported."""
     from tests.rollout_runs import make_run, roll_out
 
     with tempfile.TemporaryDirectory() as directory:
         start_ray()
         run = make_run(Path(directory), arguments.questions)
+        started = time.monotonic()
         roll_out(run, num_samples=16, questions_per_shard=32)
+        first = time.monotonic() - started
         code = (
             "import sys, time; started = time.monotonic(); from tests.rollout_runs import roll_out\n"
             "from east_ray.runs import RunDirectory\n"
@@ -227,8 +298,8 @@ def rerun(arguments: argparse.Namespace) -> None:
             "print(time.monotonic() - started, sorted({'ray', 'torch', 'vllm'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, _, imported = done.stdout.partition(" ")
-    print(f"{arguments.questions:,} questions again: {float(seconds):.2f} s; heavy imports: {imported.strip()}")
+    again, _, imported = done.stdout.partition(" ")
+    return {"first": first, "again": float(again), "imported": imported.strip()}
 
 
 def start_ray() -> None:
@@ -249,7 +320,7 @@ def in_a_process(arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "memory", "rerun", "one"])
-    parser.add_argument("kind", nargs="?", choices=["bare", "sampling", "graded", "memory"])
+    parser.add_argument("kind", nargs="?", choices=[*NAMES, "memory", "rerun"])
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 100_000])
@@ -259,7 +330,9 @@ def main() -> None:
             "bare": lambda: measure_bare(arguments),
             "sampling": lambda: measure_pipeline(arguments, graded=False),
             "graded": lambda: measure_pipeline(arguments, graded=True),
+            "ray_data_llm": lambda: measure_ray_data_llm(arguments),
             "memory": lambda: measure_memory(arguments),
+            "rerun": lambda: measure_rerun(arguments),
         }[arguments.kind]
         print(json.dumps(measure()))
     else:

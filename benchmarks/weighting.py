@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -37,17 +38,37 @@ PROMISE = 3.0  # times pyarrow's reading
 
 def main() -> None:
     counts = [int(argument) for argument in sys.argv[1:]] or [1_000_000, 10_000_000]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    start_ray()
     for count in counts:
         with tempfile.TemporaryDirectory() as directory:
             run = RunDirectory(directory)
+            c = compare(run, write_grades(run, count))
             print(
-                f"{count:,} questions, {len(EXPONENTS)} exponents: {compare(run, write_grades(run, count))}", flush=True
+                f"{count:,} questions, {len(EXPONENTS)} exponents: pyarrow reads them in {c.reading:.2f} s, Ray reduces "
+                f"them in {c.reduction:.2f} s ({c.reduction / c.reading:.2f} x; promised {PROMISE:g} x), driver + "
+                f"{c.grown_mib:.0f} MiB; CPU seconds {c.reading_cpu:.2f} and {c.reduction_cpu:.2f} "
+                f"({c.reduction_cpu / c.reading_cpu:.2f} x)",
+                flush=True,
             )
 
 
-def compare(run: RunDirectory, shards: list[str]) -> str:
+def start_ray() -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds by the wall and of the CPU, and by how much the driver's resident memory grew."""
+
+    reading: float
+    reduction: float
+    reading_cpu: float
+    reduction_cpu: float
+    grown_mib: float
+
+
+def compare(run: RunDirectory, shards: list[str]) -> Compared:
     """Read, reduce with Ray, three times in turns, so that a busy machine is as busy for one as for the other."""
     mappings = [Mapping(exponent=exponent) for exponent in EXPONENTS]
 
@@ -64,11 +85,7 @@ def compare(run: RunDirectory, shards: list[str]) -> str:
     assert reduce(in_process=True) == found
     reduction_cpu = time.process_time() - start
     check(run, shards[0], *found)
-    return (
-        f"{len(shards)} files, pyarrow reads them in {reading:.2f} s, Ray reduces them in {reduction:.2f} s "
-        f"({reduction / reading:.2f} x; promised {PROMISE:g} x), driver + {grown:.0f} MiB; CPU seconds {reading_cpu:.2f} and "
-        f"{reduction_cpu:.2f} ({reduction_cpu / reading_cpu:.2f} x)"
-    )
+    return Compared(reading, reduction, reading_cpu, reduction_cpu, grown)
 
 
 def write_grades(run: RunDirectory, count: int) -> list[str]:
