@@ -15,7 +15,7 @@ from east_ray import charts, paper
 from east_ray.comparison import DEFAULT, Comparison, compare
 from east_ray.drift import STATES, RoundDrift, drift
 from east_ray.figures import Bar, Figure
-from east_ray.findings import Chapter, Findings, Table, bar_of, figure5_name, first_and_last, titled
+from east_ray.findings import Chapter, Findings, Table, bar_of, figure5_name, titled
 from east_ray.verdict import points, probability
 
 MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
@@ -61,7 +61,9 @@ def table_1(f: Findings) -> Chapter | None:
             row, theirs = rows[f"{loss}-{method}"], column.accuracy(loss, method)
             less = "" if method == "vanilla" else points((theirs - column.accuracy(loss, "vanilla")) / 100)
             body.append((row.name, percent(row.accuracy), difference(row), f"{theirs:.1f}%", less))
-    table = Table(("method", "ours", "to vanilla", "paper", "to vanilla"), tuple(body), f"Paper: {column.title}.")
+    table = Table(
+        ("method", "ours", "ours to vanilla", "paper", "paper to vanilla"), tuple(body), f"Paper: {column.title}."
+    )
     return Chapter("table1", "Table 1", "The paper's Table 1 beside ours", text, (), (table,))
 
 
@@ -75,9 +77,8 @@ def exponents(f: Findings) -> Chapter | None:
     if held_out:
         text = (
             f"The exponent is chosen on {f.held_out[0].num_questions:,} held-out training questions, never on the test "
-            "questions shown here. The chosen one is then a single comparison, whose p needs no correction. "
+            "questions shown here, so that a chosen one is a single comparison whose p needs no correction."
         )
-        text += " ".join(chosen_exponent(f, label, values) for label, values in held_out.items())
     else:
         text = (
             "No training questions were held out (questions.validation_share = 0), so no exponent may be chosen from this "
@@ -89,21 +90,22 @@ def exponents(f: Findings) -> Chapter | None:
         "How sharp should the weights be?",
         text,
         (charts.accuracy_by_exponent(families, default),),
+        (chosen_table(f, held_out),) if held_out else (),
     )
 
 
-def chosen_exponent(f: Findings, label: str, values: Sequence[tuple[float, Bar]]) -> str:
-    """Which exponent of a family the held-out questions choose, and what it is worth on the test questions."""
-    a, best = max(values, key=lambda point: point[1].value)
-    text = f"{label}: a = {a:g} was best there ({percent(best.value)}, interval {interval(best.low, best.high)})"
-    test = next((row for row in f.comparisons if row.name == best.label), None)
-    if test is None:
-        return f"{text}."
-    text += f" and reaches {percent(test.accuracy)} on the test questions"
-    if (d := test.to_vanilla) is None:
-        return f"{text}: plain self-training itself."
-    low, high = points(d.low), points(d.high)
-    return f"{text}, {points(d.estimate)} points to a = 0 (interval [{low}, {high}], p {probability(d.p_value)})."
+def chosen_table(f: Findings, held_out: Mapping[str, Sequence[tuple[float, Bar]]]) -> Table:
+    """Per family the exponent that the held-out questions choose, and what it is worth on the test questions."""
+    tested, rows = {row.name: row for row in f.comparisons}, []
+    for label, values in held_out.items():
+        a, best = max(values, key=lambda point: point[1].value)
+        row = tested.get(best.label)
+        d = row.to_vanilla if row else None
+        gain = f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_value)}" if d else ""
+        on_test = percent(row.accuracy) if row else ""
+        rows.append((label, f"{a:g}", f"{percent(best.value)} {interval(best.low, best.high)}", on_test, gain))
+    columns = ("weights from", "chosen a", "there", "on the test questions", "to a = 0")
+    return Table(columns, tuple(rows), "The exponents that did best on the held-out questions.")
 
 
 def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:
@@ -208,7 +210,7 @@ def uncertainty(f: Findings) -> Chapter | None:
     """Figure 5, of the first samples and of the last round's, and the three measures' accuracies when arms compare them."""
     places = f.places()
     drawn = []
-    for name, place in first_and_last(places).items():
+    for name, place in f.drawn_places().items():
         table = f.run.read_table(place, "weights", columns=WEIGHT_COLUMNS)
         measures = [np.asarray(table[c]) for c in ("entropy", "inaccuracy", "dominant_wrong")]
         plot = charts.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
@@ -256,7 +258,7 @@ def measure_table(f: Findings) -> Table | None:
     return Table(
         ("weights from", "mean accuracy", *(f"a = {a:g}" for a in common)),
         tuple(rows),
-        "SFT arms by measure, over the exponents all of them share.",
+        "SFT arms by measure, over the exponents all of them share. The first table has their intervals: compare with those.",
     )
 
 

@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from east_ray.figures import EAST, NEUTRAL, NUM_SHADES, Bar, Flow, Forest, Node, Plot, Series, wrap_color
+from east_ray.figures import (
+    EAST,
+    NEUTRAL,
+    NUM_SHADES,
+    Bar,
+    Flow,
+    Forest,
+    Node,
+    Plot,
+    Series,
+    distinct_colors,
+    wrap_color,
+)
 
 MAX_DOTS = 4000  # more dots than this hide each other and weigh down the page
 
@@ -29,7 +41,7 @@ def difference_forest(bars: Sequence[Bar], confidence: float) -> Forest:
     return Forest(
         name="differences",
         title="Difference to plain self-training",
-        caption=f"Dot: accuracy less that of the vanilla arm with the same loss and seeds, on the same questions, in points. Line: "
+        caption="Dot: accuracy less that of the vanilla arm with the same loss and seeds, on the same questions, in points. Line: "
         f"its {confidence:.0%} interval, not corrected for the number of arms. A line that crosses 0 may be chance.",
         x_label="points",
         bars=tuple(bars),
@@ -41,9 +53,10 @@ def difference_forest(bars: Sequence[Bar], confidence: float) -> Forest:
 def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Bar]]], default: float | None) -> Plot:
     """Figure 3. `families`: label (e.g. "sft, entropy") -> (exponent, accuracy) of each of its arms."""
     series = []
-    for color, (label, points) in enumerate(families.items(), start=EAST):
+    weighted = [next(bar.color for a, bar in points if a != 0) for points in families.values()]
+    for color, (label, points) in zip(distinct_colors(weighted), families.items(), strict=True):
         ordered = sorted(points, key=lambda point: point[0])
-        series.append(_with_intervals(label, [a for a, _ in ordered], [bar for _, bar in ordered], wrap_color(color)))
+        series.append(_with_intervals(label, [a for a, _ in ordered], [bar for _, bar in ordered], color))
     caption = (
         "Figure 3 of the paper. a = 0 is plain self-training; above it uncertain questions weigh more, below it less. "
         "Read it as a curve, not as a contest: picking its highest point would be picking noise."
@@ -171,10 +184,11 @@ def training_curve(
     name: str, title: str, y_label: str, caption: str, arms: Mapping[str, tuple[Sequence[float], Sequence[float], int]]
 ) -> Plot:
     """One logged quantity against the optimizer step. `arms`: name -> (steps, values, colour)."""
+    drawn = {arm: curve for arm, curve in arms.items() if len(curve[0])}
+    colors = distinct_colors([color for _, _, color in drawn.values()])
     series = (
         Series(arm, tuple(steps), tuple(values), color=color)
-        for arm, (steps, values, color) in arms.items()
-        if len(steps)
+        for (arm, (steps, values, _)), color in zip(drawn.items(), colors, strict=True)
     )
     return Plot(name, title, caption, "optimizer step", y_label, tuple(series))
 
@@ -190,7 +204,9 @@ def pass_at_k_curve(arms: Mapping[str, tuple[Mapping[int, float], int]]) -> Plot
         y_label="pass@k",
         series=tuple(
             Series(arm, tuple(math.log2(k) for k in values), tuple(values.values()), color=color)
-            for arm, (values, color) in arms.items()
+            for (arm, (values, _)), color in zip(
+                arms.items(), distinct_colors([color for _, color in arms.values()]), strict=True
+            )
         ),
         x_ticks=tuple((math.log2(k), str(k)) for k in ks),
         percent=True,

@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Forest:
-    """Estimates with intervals, one under the other; a mark is a labelled vertical line."""
+    """Estimates with intervals, one under the other: shares when `percent`, else points. A mark is a labelled vertical line."""
 
     name: str
     title: str
@@ -172,6 +172,11 @@ def wrap_color(slot: int) -> int:
     return slot if slot < NUM_COLORS else EAST + 1 + (slot - EAST - 1) % (NUM_COLORS - EAST - 1)
 
 
+def distinct_colors(colors: Sequence[int]) -> list[int]:
+    """These colours where all differ; else one each in the palette's order, so that lines in one figure can be told apart."""
+    return list(colors) if len(set(colors)) == len(colors) else [wrap_color(VANILLA + i) for i in range(len(colors))]
+
+
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
     """At most `most` round numbers (1, 2, 2.5 or 5 times a power of ten apart) inside [low, high]."""
     if not high > low:
@@ -181,6 +186,12 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def format_points(value: float) -> str:
+    """A difference in points, with its sign: +1.4, −0.3, 0.0."""
+    text = f"{value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def format_value(value: float, percent: bool) -> str:

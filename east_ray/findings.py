@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from east_ray import figures
 from east_ray.comparison import (
     DEFAULT,
     Comparison,
@@ -26,6 +25,7 @@ from east_ray.runs import RunDirectory
 from east_ray.uncertainty import Mapping as WeightMapping
 
 MAX_PLACES = 4  # arms of the last round that get figures of their own
+METHOD_COLORS = {"entropy": EAST, "inaccuracy": 3, "dominant_wrong": 4, "wpo": 5, "perplexity": 6}
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,15 @@ class Findings:
         return next(arm for arm in self.config.arms if arm.name == name)
 
     def color(self, name: str) -> int:
-        """Grey for the model before training, blue for the first vanilla arm, orange for the first other, then the rest.
-
-        Arms that differ in their seed alone share a colour.
-        """
+        """By what weighs an arm's questions: grey before training, blue for vanilla, orange for entropy, then the others."""
         if name == DEFAULT:
             return NEUTRAL
-        plain = [group for group, (first, *_) in self.groups.items() if self.vanilla.get(first) == first][:1]
-        order = [*plain, *(group for group in self.groups if group not in plain)]
-        group = next(group for group, members in self.groups.items() if name in members)
-        return figures.wrap_color(order.index(group) + (VANILLA if plain else EAST))
+        if self.vanilla.get(name) == name:
+            return VANILLA
+        own = self.config.for_arm(self.arm(name))
+        return METHOD_COLORS[
+            own.weighting.measure if own.training.local_weight == "none" else own.training.local_weight
+        ]
 
     def places(self) -> dict[str, str]:
         """Where weights were computed: name for readers -> directory. Round 0 is shared by all arms."""
@@ -84,13 +83,26 @@ class Findings:
         return {name: place for name, place in found.items() if self.run.exists(place, "weights", "weights.json")}
 
     def columns(self, place: str) -> dict[str, str]:
-        """Weight column -> its name for readers, of the arms that share this place; plain weights last."""
+        """Weight column -> its name for readers, of the arms that share this place; equal weights last."""
         arms = [arm for arm in self.config.arms if place == "round-00" or place.endswith(f"/arms/{arm.name}")]
         users: dict[WeightMapping, list[str]] = {}
-        for arm in sorted(arms, key=lambda arm: self.vanilla.get(arm.name) == arm.name):
+        for arm in arms:
             group = next(group for group, members in self.groups.items() if arm.name in members)
             users.setdefault(weight_mapping(self.config, arm), []).append(group)
-        return {mapping.column: _name(mapping, list(dict.fromkeys(names))) for mapping, names in users.items()}
+        ordered = sorted(users.items(), key=lambda item: _is_equal(item[0]))
+        return {mapping.column: _name(mapping, list(dict.fromkeys(names))) for mapping, names in ordered}
+
+    def drawn_places(self) -> dict[str, str]:
+        """The first round's place and those of the last round, one seed of each arm: what lies between is in the tables."""
+        places = self.places()
+        last = max((place.split("/")[0] for place in places.values()), default="")
+        firsts = {members[0] for members in self.groups.values()}
+        of_last = [
+            name
+            for name, place in places.items()
+            if place.startswith(f"{last}/arms/") and place.rsplit("/", 1)[-1] in firsts
+        ]
+        return {name: place for name, place in places.items() if place == "round-00" or name in of_last[:MAX_PLACES]}
 
 
 def gather(run: RunDirectory, config: Config) -> Findings:
@@ -120,22 +132,17 @@ def _name(mapping: WeightMapping, arms: list[str]) -> str:
     """The arms that train with a mapping, or the mapping itself where they are many."""
     if len(arms) <= 2:
         return ", ".join(arms)
-    if mapping.mapping == "power" and mapping.exponent == 0:
+    if _is_equal(mapping):
         return "equal weights"
     return mapping.column.removeprefix("weight_").replace("_", " ")
 
 
+def _is_equal(mapping: WeightMapping) -> bool:
+    return mapping.mapping == "power" and mapping.exponent == 0
+
+
 def bar_of(f: Findings, row: Comparison) -> Bar:
     return Bar(row.name, row.accuracy, row.low, row.high, f.color(row.members[0]))
-
-
-def first_and_last(places: Mapping[str, str]) -> dict[str, str]:
-    """The first round's place and those of the last round: what lies between is in the tables."""
-    if not places:
-        return {}
-    last = max(place.split("/")[0] for place in places.values())
-    of_last = [name for name, place in places.items() if place.startswith(last) and place != "round-00"]
-    return {name: place for name, place in places.items() if place == "round-00" or name in of_last[:MAX_PLACES]}
 
 
 def titled(figure: Figure, name: str, several: bool) -> Figure:

@@ -12,7 +12,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
-from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, format_value
+from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, format_points, format_value
 
 # The light theme's palette of report.html.
 COLORS = ("#65625c", "#1f6fb2", "#c2500f", "#08737f", "#8d4fa8", "#8a6a00", "#b3312f", "#557818")
@@ -95,7 +95,8 @@ def _forest(forest: Forest, axes: Axes) -> None:
     for i, bar in enumerate(forest.bars):
         axes.plot([bar.low, bar.high], [i, i], color=COLORS[bar.color], linewidth=2.5, solid_capstyle="round")
         axes.plot(bar.value, i, "o", color=COLORS[bar.color], markersize=7)
-        axes.annotate(format_value(round(bar.value, 4), forest.percent), (bar.high, i), xytext=(8, 0),
+        value = format_value(round(bar.value, 4), True) if forest.percent else format_points(bar.value)
+        axes.annotate(value, (bar.high, i), xytext=(8, 0),
                       textcoords="offset points", va="center", fontsize=8, color=INK)  # fmt: skip
     for _, value in forest.marks:
         axes.axvline(value, color=COLORS[0], linestyle=(0, (4, 3)), linewidth=1, zorder=0)

@@ -97,9 +97,9 @@ def _section(chapter: Chapter) -> dict[str, Any]:
 
 
 def is_main(figure: figures.Figure, chapter: Chapter) -> bool:
-    """A chapter's main figure goes across the page; others stand two in a row."""
-    is_large = isinstance(figure, figures.Forest) or figure.name.startswith("figure")
-    return len(chapter.figures) == 1 or (is_large and figure is chapter.figures[0])
+    """Forests and a chapter's main figure go across the page; others stand two in a row."""
+    is_first = figure.name.startswith("figure") and figure is chapter.figures[0]
+    return len(chapter.figures) == 1 or isinstance(figure, figures.Forest) or is_first
 
 
 def _figure(figure: figures.Figure, full: bool) -> dict[str, Any]:
@@ -119,8 +119,11 @@ def _cell(value: object) -> str:
 
 
 def _stats(f: Findings) -> list[dict[str, Any]]:
-    """The accuracies in large figures: every arm's when they are few, else the range of those that are not shown."""
-    shown = f.comparisons if len(f.comparisons) <= MAX_STATS else f.comparisons[: MAX_STATS - 1]
+    """The accuracies in large figures: every arm's when they are few, else one of each colour and the others' range."""
+    shown = f.comparisons
+    if len(shown) > MAX_STATS:
+        colors = {f.color(row.members[0]): row for row in reversed(shown)}
+        shown = tuple(row for color in (figures.NEUTRAL, figures.VANILLA, figures.EAST) if (row := colors.get(color)))
     stats = [
         {
             "label": "before training" if row.name == DEFAULT else row.name,
@@ -130,10 +133,10 @@ def _stats(f: Findings) -> list[dict[str, Any]]:
         }
         for row in shown
     ]
-    if rest := f.comparisons[len(shown) :]:
+    if rest := [row for row in f.comparisons if row not in shown]:
         lowest, highest = min(row.accuracy for row in rest), max(row.accuracy for row in rest)
         value = f"{100 * lowest:.1f}% to {100 * highest:.1f}%"
-        stats.append({"label": f"{len(rest)} other arms", "value": value, "note": "", "color": figures.EAST})
+        stats.append({"label": f"{len(rest)} other arms", "value": value, "note": "", "color": figures.NEUTRAL})
     return stats
 
 

@@ -10,7 +10,18 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, format_value, nice_ticks
+from east_ray.figures import (
+    NUM_SHADES,
+    Figure,
+    Flow,
+    Forest,
+    Plot,
+    Series,
+    flow_layout,
+    format_points,
+    format_value,
+    nice_ticks,
+)
 
 FULL, HALF, NARROW = 1028, 484, 326  # px: a card across the page, one of two side by side, and a card on a phone
 CHARACTER = 6.7  # px, mean width of a character at the figures' 12 px
@@ -107,10 +118,11 @@ def _forest(forest: Forest, width: int) -> str:
         y = top + step * (i + 0.5) + (9 if narrow else 0)
         label_at = (left, y - 12, "label halo") if narrow else (left - 14, y + 4, "label end")
         parts.append(_text(label_at[0], label_at[1], bar.label, label_at[2]))
-        note = f"{bar.label}: {_short(bar.value, forest.percent)} [{_short(bar.low, forest.percent)}, {_short(bar.high, forest.percent)}]"
+        value, *ends = (_short(v, True) if forest.percent else format_points(v) for v in (bar.value, bar.low, bar.high))
+        note = f"{bar.label}: {value} [{', '.join(ends)}]"
         whisker = f'<path class="whisker thick" d="M{x(bar.low):.1f} {y:.1f}H{x(bar.high):.1f}"/>'
         parts.append(f'<g class="c{bar.color}">{whisker}{_marker(x(bar.value), y, 0, note, 5.5)}</g>')
-        parts.append(_text(width - 2, y + 4, _short(bar.value, forest.percent), "value end"))
+        parts.append(_text(width - 2, y + 4, value, "value end"))
     parts.append(_text((left + right) / 2, height - 4, forest.x_label, "axis middle"))
     return _svg(width, height, forest.title, parts)
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from east_ray.comparison import DEFAULT, Comparison, Difference, at_round, compare, read_measured
 from east_ray.config import from_dict
+from east_ray.figures import format_points
 from east_ray.runs import RunDirectory
 from east_ray.statistics import minimum_detectable_effect
 
@@ -99,8 +100,7 @@ def seeds(rows: Sequence[Comparison]) -> str:
 
 def points(difference: float) -> str:
     """A difference of accuracies in points, with its sign: +1.4, −0.3, 0.0."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
+    return format_points(100 * difference)
 
 
 def probability(p_value: float) -> str:
@@ -128,11 +128,12 @@ def _headline_of_weights(weighted: Sequence[Comparison], level: float) -> str:
     better, worse = sum(d.estimate > 0 for d in clear), sum(d.estimate < 0 for d in clear)
     if not clear:
         return f"None of {len(weighted)} weighted arms can be told apart from plain self-training"
+    beat, fall = ("beats" if better == 1 else "beat"), ("falls" if worse == 1 else "fall")
     if not worse:
-        return f"{better} of {len(weighted)} weighted arms beat plain self-training"
+        return f"{better} of {len(weighted)} weighted arms {beat} plain self-training"
     if not better:
-        return f"{worse} of {len(weighted)} weighted arms fall behind plain self-training"
-    return f"Of {len(weighted)} weighted arms, {better} beat plain self-training and {worse} fall behind"
+        return f"{worse} of {len(weighted)} weighted arms {fall} behind plain self-training"
+    return f"Of {len(weighted)} weighted arms, {better} {beat} plain self-training and {worse} {fall} behind"
 
 
 def _training_sentence(default: Comparison, row: Comparison, level: float) -> str:

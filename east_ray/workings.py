@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from east_ray import charts
-from east_ray.findings import Chapter, Findings, Table, first_and_last, slug, titled
+from east_ray.findings import Chapter, Findings, Table, slug, titled
 from east_ray.uncertainty import effective_sample_size
 
 MAX_CURVES = 8  # more lines in one figure cannot be told apart
@@ -44,7 +44,7 @@ def weights(f: Findings) -> Chapter | None:
             for column, arms in columns.items()
             if column in table.column_names and kept
         }
-        if name in first_and_last(places):
+        if name in f.drawn_places():
             flow = charts.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
             drawn.append(titled(flow, name, len(places) > 1))
             varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
@@ -83,11 +83,12 @@ def training(f: Findings) -> Chapter | None:
     """Curves of what the trainers logged; an arm's rounds follow each other on one axis."""
     logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     colors: dict[str, int] = {}
+    most_seeds = 1
     for group, (first, *others) in f.groups.items():
         if rows := read_log(f, first):
-            name = f"{group}, first of {1 + len(others)} seeds" if others else group
-            logs.setdefault(f.config.for_arm(f.arm(first)).training.loss, {})[name] = rows
-            colors[name] = f.color(first)
+            logs.setdefault(f.config.for_arm(f.arm(first)).training.loss, {})[group] = rows
+            colors[group] = f.color(first)
+            most_seeds = max(most_seeds, 1 + len(others))
     drawn = []
     for loss, arms in logs.items():
         for key, title, label, caption in CURVES:
@@ -103,7 +104,8 @@ def training(f: Findings) -> Chapter | None:
                 shown = dict(list(curves.items())[:MAX_CURVES])
                 full_title = f"{title} ({loss.upper()})"
                 drawn.append(charts.training_curve(name, full_title, label, caption + note, shown))
-    return Chapter("training", "Training", "How training went", "", tuple(drawn)) if drawn else None
+    text = f"Of the {most_seeds} seeds of an arm the first is drawn." if most_seeds > 1 else ""
+    return Chapter("training", "Training", "How training went", text, tuple(drawn)) if drawn else None
 
 
 def read_log(f: Findings, arm: str) -> list[dict[str, Any]]:
@@ -127,11 +129,11 @@ def thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float
 
 
 def details(f: Findings) -> Chapter | None:
-    """Everything metrics.json knows beyond the headline, for the models that were compared."""
-    metrics = {name: f.metrics[m] for name, m in f.compared.items()}
+    """Everything metrics.json knows beyond the headline, for the models that were compared; the mean of an arm's seeds."""
+    metrics = {row.name: mean_of([f.metrics[f.compared[member]] for member in row.members]) for row in f.comparisons}
     if not metrics:
         return None
-    tables = [greedy_table(f, metrics)]
+    tables = [greedy_table(metrics)]
     tables += [table for title in ("level", "subject") if (table := group_table(metrics, title))]
     plain = {name: m for name, m in metrics.items() if m["math_verify_accuracy"] is not None}
     if plain:
@@ -140,7 +142,7 @@ def details(f: Findings) -> Chapter | None:
                 name,
                 percent(m["overall"]["accuracy"]),
                 percent(m["math_verify_accuracy"]),
-                f"{m['math_verify_disagreements']:,}",
+                f"{m['math_verify_disagreements']:,.4g}",
             )
             for name, m in plain.items()
         )
@@ -152,20 +154,21 @@ def details(f: Findings) -> Chapter | None:
     ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))
     body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
     tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), body))
-    curves = {name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(name)) for name, m in sampled.items()}
+    curves = {
+        name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(f.groups.get(name, (name,))[0]))
+        for name, m in sampled.items()
+    }
     curve = charts.pass_at_k_curve(dict(list(curves.items())[:MAX_CURVES]))
     return Chapter("details", "Details", "The evaluation in detail", "", (curve,), tuple(tables))
 
 
-def greedy_table(f: Findings, metrics: Mapping[str, dict[str, Any]]) -> Table:
-    confidence = f"{f.config.evaluation.confidence:.0%} interval"
+def greedy_table(metrics: Mapping[str, dict[str, Any]]) -> Table:
     return Table(
-        ("model", "accuracy", confidence, "mean tokens", "truncated", "no answer", "not gradable"),
+        ("model", "accuracy", "mean tokens", "truncated", "no answer", "not gradable"),
         tuple(
             (
                 name,
                 percent(m["overall"]["accuracy"]),
-                interval(m["overall"]),
                 f"{m['mean_tokens']:,.1f}",
                 *(percent(m[key]) for key in ("truncated_share", "no_answer_share", "error_share")),
             )
@@ -174,6 +177,15 @@ def greedy_table(f: Findings, metrics: Mapping[str, dict[str, Any]]) -> Table:
         "Greedy decoding. Questions whose answer could not be graded count as not correct: their share is how far accuracy "
         "may be too low.",
     )
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of each entry of dictionaries alike; what is equal in all stays as it is."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if isinstance(values[0], dict):
+        return {key: mean_of([value[key] for value in values]) for key in values[0]}
+    return float(np.mean(values))
 
 
 def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | None:
@@ -187,7 +199,7 @@ def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | No
         for name, m in metrics.items()
     )
     columns = (f"accuracy by {title}", *(f"{group} ({size:,})" for group, size in sizes.items()))
-    return Table(columns, body, "In brackets: how many questions.")
+    return Table(columns, body, f"By {title}. In brackets: how many questions.")
 
 
 def cost(f: Findings) -> Chapter | None:
@@ -226,10 +238,6 @@ def tokens_of(facts: Mapping[str, Any]) -> int:
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
-
-
-def interval(accuracy: Mapping[str, float]) -> str:
-    return f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
 
 
 def duration(seconds: float) -> str:

@@ -277,7 +277,7 @@ def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
     assert verdict.headline == "None of 7 weighted arms can be told apart from plain self-training"
     assert len(verdict.sentences) == 2
     mixed = [*rows, row("good", 0.5, 0.1, 1e-6), row("bad", 0.3, -0.1, 1e-6)]
-    assert describe(mixed, 0.95).headline == "Of 9 weighted arms, 1 beat plain self-training and 1 fall behind"
+    assert describe(mixed, 0.95).headline == "Of 9 weighted arms, 1 beats plain self-training and 1 falls behind"
 
 
 def test_what_the_test_questions_can_show_is_said_beforehand_and_grows_with_them() -> None:
