@@ -111,9 +111,9 @@ def _forest(forest: Forest, width: int) -> str:
     for tick in nice_ticks(low, high, 4 if narrow else 8):
         parts.append(f'<path class="rule" d="M{x(tick):.1f} {top}V{bottom}"/>')
         parts.append(_text(x(tick), bottom + 16, format_value(tick, forest.percent), "tick middle"))
-    for label, value in () if narrow else forest.marks:
+    for label, value in forest.marks:
         parts.append(f'<path class="mark" d="M{x(value):.1f} {top - 6}V{bottom}"/>')
-        parts.append(_text(x(value), top - 12, label, "tick middle"))
+        parts.append("" if narrow else _text(x(value), top - 12, label, "tick middle"))
     for i, bar in enumerate(forest.bars):
         y = top + step * (i + 0.5) + (9 if narrow else 0)
         label_at = (left, y - 12, "label halo") if narrow else (left - 14, y + 4, "label end")
