@@ -9,6 +9,7 @@ Told through sampling.engine_args, which reach it as they reach vLLM:
   fail_start     message of the error with which it does not start
   largest_file_bytes   files beyond this size cannot be written by its process, as on a full disk
   shortest       whether completions are as short as can be
+  symbolic       whether answers need the graders' symbolic processes, each answer anew
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class FakeEngine:
         time.sleep(self._told.get("delay_seconds", 0.0))
         if self._told.get("shortest"):
             return [Completion(rf"\boxed{{{(request.seed + i) % 4}}}", "stop", 4) for i in range(request.num_samples)]
+        if self._told.get("symbolic"):
+            return [integral(request.seed + i) for i in range(request.num_samples)]
         return [completion(self._model, request.seed + i) for i in range(request.num_samples)]
 
     def _note(self, question_id: str) -> None:
@@ -75,3 +78,9 @@ def completion(model: str, seed: int) -> Completion:
     if chance.random() < 0.1:
         return Completion("x" * length, "length", length)
     return Completion("x" * length + rf" \boxed{{{answer}}}", "stop", length)
+
+
+def integral(seed: int) -> Completion:
+    """An answer worth 0 or 2 that is written differently for each seed and cannot be read without computing."""
+    bound, shift = 2 * (seed % 2), seed % 100_003
+    return Completion(rf"\boxed{{{shift} - {shift} + \int_0^{{{bound}}} x\,dx}}", "stop", 30)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
@@ -32,12 +34,16 @@ ENVIRONMENT = {
 }
 
 
+HEAD_ID = "f" * 51 + "00000"  # how Ray's provider of nodes on this machine knows its head
+
+
 @dataclass(frozen=True)
 class Head:
-    """A Ray head with dashboard and job server; `environment` is what a client of it needs."""
+    """A Ray head with dashboard and job server; `environment` is what a client of it needs, `address` the cluster's."""
 
     dashboard: str
     environment: dict[str, str]
+    address: str
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,8 +66,11 @@ def short_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[Head]:
-    """Start `ray start --head --block` with token authentication, as on a cluster, and end it afterwards."""
+def ray_head(num_cpus: int = 2, node_types: Mapping[str, Mapping[str, object]] | None = None) -> Iterator[Head]:
+    """Start `ray start --head --block` with token authentication, as on a cluster, and end it afterwards.
+
+    With `node_types`, as in a launcher file, Ray's autoscaler starts and ends further "nodes" on this machine.
+    """
     port, dashboard, client, *agents = free_ports(7)
     with short_directory() as directory:
         token = directory / "auth_token"
@@ -85,6 +94,15 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
             "object-store-memory": 300 << 20,
             "temp-dir": directory / "ray",
         }
+        if node_types:
+            (directory / "autoscaling.json").write_text(json.dumps(autoscaling(node_types, f"127.0.0.1:{port}")))
+            options |= {"autoscaling-config": directory / "autoscaling.json", "node-ip-address": "127.0.0.1"}
+            environment |= {
+                "RAY_FAKE_CLUSTER": "1",
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_enable_autoscaler_v2": "1",
+            }
+            environment |= dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), HEAD_ID)
         command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
         log = directory / "head.log"
         with log.open("w") as output:
@@ -94,9 +112,46 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
         try:
             address = f"http://127.0.0.1:{dashboard}"
             wait_for_job_server(address, environment, head, log)
-            yield Head(address, environment)
+            yield Head(address, environment, f"127.0.0.1:{port}")
         finally:
+            below = []
+            with suppress(psutil.NoSuchProcess):
+                below = psutil.Process(head.pid).children(recursive=True)
             end(head)
+            for process in psutil.wait_procs(below, timeout=10)[1]:  # the autoscaler's nodes have sessions of their own
+                process.kill()
+
+
+def autoscaling(node_types: Mapping[str, Mapping[str, object]], address: str) -> dict[str, object]:
+    """A launcher file for Ray's provider of nodes that are processes on this machine."""
+    return {
+        "cluster_name": "here",
+        "max_workers": 8,
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 8,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "gcs_address": address,
+            "disable_launch_config_check": True,
+            "disable_node_updaters": True,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
+            **node_types,
+        },
+        "auth": {"ssh_user": "nobody"},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{kind}_commands": [] for kind in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+    }
 
 
 class Nodes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ ENGINES = {"fake": FakeEngine, "asynchronous": open_asynchronous, "real": open_r
 def main(uri: str, settings: dict[str, Any]) -> int:
     import ray
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in its background
     engine = ENGINES[settings.pop("engine", "fake")]
     job = RolloutJob(settings.pop("model", JOB.model), JOB.questions, JOB.samples, JOB.grades)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parent.parent.parent
 DRIVER = Path(__file__).with_name("rollout_driver.py")
 QUESTIONS = 40
-SETTINGS: dict[str, Any] = {"told": {"delay_seconds": 0.1}}
+# Of the twenty shards of two questions, eight fill the engine.
+SETTINGS: dict[str, Any] = {"told": {"delay_seconds": 0.3}, "num_samples": 128}
 
 
 @contextmanager
@@ -86,14 +87,14 @@ def wait_for_shards(process: subprocess.Popen[str], run: RunDirectory, directory
         time.sleep(0.02)
 
 
-def assert_whole(run: RunDirectory, undisturbed: RunDirectory) -> None:
+def assert_whole(run: RunDirectory, undisturbed: RunDirectory, num_samples: int = 128) -> None:
     """Every question once, with all its samples, and the same files, row by row, as without a fault."""
     rows = [
         row for name in run.list("samples", suffix=".parquet") for row in run.read_table("samples", name).to_pylist()
     ]
     names = [row["question_id"] for row in rows]
     assert len(names) == len(set(names)) == run.read_table("questions", "train.parquet").num_rows
-    assert {len(row["completions"]) for row in rows} == {4}
+    assert {len(row["completions"]) for row in rows} == {num_samples}
     assert content(run) == content(undisturbed)
     left = [path for path in Path(run.root).rglob("*") if path.suffix == ".tmp" and path.stat().st_size == 0]
     assert not left
@@ -106,25 +107,36 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize(
-    ("title", "below"),
-    [
-        pytest.param("Map(Sampler)", None, id="sampler"),
-        pytest.param("Map(GradingWorker)", None, id="grading worker"),
-        pytest.param("python", "Map(GradingWorker)", id="grader's child"),
-    ],
-)
-def test_a_killed_process_is_replaced_and_the_same_command_goes_on(
-    tmp_path: Path, undisturbed: RunDirectory, title: str, below: str | None
+@pytest.mark.parametrize("title", ["Map(Sampler)", "Map(GradingWorker)"])
+def test_a_killed_worker_is_replaced_and_the_same_command_goes_on(
+    tmp_path: Path, undisturbed: RunDirectory, title: str
 ) -> None:
     run = make_run(tmp_path, QUESTIONS)
     with driver(run, SETTINGS) as process:
         for shard in (2, 6):
             wait_for_shards(process, run, "samples", shard)
-            find(process, title, below).kill()
+            find(process, title).kill()
         output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     assert_whole(run, undisturbed)
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["supervisor", "its worker"])
+def test_a_killed_symbolic_process_is_replaced_within_its_grader(tmp_path: Path, depth: int) -> None:
+    settings = {"told": {**SETTINGS["told"], "symbolic": True}, "num_samples": 4}
+    calm, run = make_run(tmp_path / "calm", QUESTIONS), make_run(tmp_path / "disturbed", QUESTIONS)
+    finish(calm, settings)
+    with driver(run, settings) as process:
+        for shard in (2, 6):
+            wait_for_shards(process, run, "grades", shard)
+            find(process, "east_ray.sandbox", below="Map(GradingWorker)" if depth == 1 else "east_ray.sandbox").kill()
+        output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    assert_whole(run, calm, num_samples=4)
+    verdicts = [
+        v for name in run.list("grades") for row in run.read_table("grades", name)["verdicts"] for v in row.as_py()
+    ]
+    assert set(verdicts) == {"correct", "incorrect"}
 
 
 def test_the_driver_killed_at_five_random_moments(tmp_path: Path, undisturbed: RunDirectory) -> None:
@@ -149,7 +161,7 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert len(below) > 3
-        assert psutil.wait_procs(below, timeout=60)[1] == []
+        assert psutil.wait_procs(below, timeout=180)[1] == []  # Ray's own daemons notice within two minutes
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path, undisturbed: RunDirectory) -> None:
@@ -220,23 +232,22 @@ def test_a_real_engine_killed_under_way_ends_in_the_same_completions(
         victim.kill()
         output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
-    assert_whole(disturbed, calm)
+    assert_whole(disturbed, calm, num_samples=4)
 
 
-def test_a_lost_node_costs_only_the_shards_in_flight(tmp_path: Path, undisturbed: RunDirectory) -> None:
+def test_a_lost_node_costs_only_the_shards_in_flight(tmp_path: Path) -> None:
     from tests.ray_processes import ray_nodes
 
-    run = make_run(tmp_path, QUESTIONS)
-    nodes = {"a": {"num_cpus": 2}, "b": {"num_cpus": 2}}
+    calm, run = make_run(tmp_path / "calm", 2 * QUESTIONS), make_run(tmp_path / "disturbed", 2 * QUESTIONS)
+    finish(calm, SETTINGS)
     told = {**SETTINGS["told"], "directory": str(tmp_path)}
-    with ray_nodes(nodes) as cluster:
+    with ray_nodes({"a": {"num_cpus": 2}, "b": {"num_cpus": 2}}) as cluster:
         environment = {"RAY_ADDRESS": cluster.environment["RAY_ADDRESS"]}
         settings = {**SETTINGS, "told": told, "min_engines": 2, "max_engines": 2, "cpus_per_engine": 1}
         with driver(run, settings, **environment) as process:
-            wait_for_shards(process, run, "samples", 4)
+            wait_for_shards(process, run, "samples", 12)
             cluster.remove("a")
             output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
-    assert_whole(run, undisturbed)
-    again = len((tmp_path / "sampled").read_text().split()) - QUESTIONS
-    assert again <= 2 * 2 * 2  # two shards of two questions in flight on each of two engines at most
+    assert_whole(run, calm)
+    assert len((tmp_path / "sampled").read_text().split()) - 2 * QUESTIONS <= 8 * 2
