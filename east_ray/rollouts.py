@@ -27,6 +27,7 @@ from east_ray.rollout_progress import live_line
 from east_ray.runs import RunDirectory, fingerprint
 from east_ray.sampling import open_engine
 from east_ray.sections import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.shard_tasks import silence_ray_data
 
 if TYPE_CHECKING:
     import ray.data
@@ -313,9 +314,7 @@ def _quiet_ray_data() -> Iterator[None]:
     """Ray Data without bars and messages of its own: we have a live line, and it has a log file."""
     import ray.data
 
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)
+    silence_ray_data()
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

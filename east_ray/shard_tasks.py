@@ -5,6 +5,7 @@ Only shard names travel to the tasks; they read their files themselves, one at a
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,17 @@ def _dataset(shards: Sequence[str]) -> ray.data.Dataset:
     """One row per shard name. Ray Data's bars and messages are switched off: ours say what a user needs."""
     import ray.data
 
+    silence_ray_data()
     dataset = ray.data.from_items([{"shard": name} for name in shards], override_num_blocks=min(len(shards), MAX_TASKS))
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     return dataset
+
+
+def silence_ray_data() -> None:
+    """Keep Ray Data's lines about every dataset, which it prints where there is no terminal, to its own log file."""
+    import ray.data  # makes the handlers
+
+    for handler in logging.getLogger(ray.data.__name__).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from east_ray.export import export_dataset
 from east_ray.records import EXAMPLES, QUESTIONS, UserError
 from east_ray.runs import RunDirectory
 from east_ray.sections import SelectionConfig, WeightingConfig
+from east_ray.shard_tasks import silence_ray_data
 from east_ray.uncertainty import Mapping
 from east_ray.weighting import weigh
 
@@ -197,3 +199,10 @@ def test_an_export_never_overwrites_and_says_what_is_missing(run: RunDirectory, 
     (tmp_path / "dataset" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not empty"):
         export_dataset(run, examples="examples", weights="weights", target=str(tmp_path / "dataset"))
+
+
+def test_ray_data_keeps_its_own_messages_to_its_log_file() -> None:
+    silence_ray_data()
+    console = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
+    assert console
+    assert all(handler.level >= logging.CRITICAL for handler in console)
