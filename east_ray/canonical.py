@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -91,7 +91,7 @@ def _read(text: str) -> Meaning:
     text = text.strip()
     if _INTEGER.fullmatch(text):
         return _leaf(Fraction(int(text)), text)
-    for reader in (_numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage):
+    for reader in READERS:
         if meaning := reader(text):
             return meaning
     value = evaluate(text)
@@ -337,3 +337,9 @@ def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:
 @functools.cache
 def _scanner(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?P<opening>\\begin|\\\{{|[(\[{{])|(?P<closing>\\end|\\\}}|[)\]}}])|(?P<sign>{pattern})")
+
+
+# Tried in this order, before arithmetic: each gives the meaning of a text in normal form, or None where it is not its kind.
+READERS: list[Callable[[str], Meaning | None]] = [
+    _numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage
+]  # fmt: skip

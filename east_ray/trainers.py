@@ -317,6 +317,8 @@ TRAINERS: dict[str, tuple[type[WeightedTrainer], type]] = {
     "kto": (WeightedKTOTrainer, KTOConfig),
 }
 
+LOSS_TYPES = {"nll", "sigmoid", "kto"}  # TRL's names of the losses that `example_losses` writes out
+
 
 def refuse_inseparable(args: Any) -> None:
     """ValueError for settings of TRL under which a loss is no sum over rows, or does not pass through `log_probs`."""
@@ -331,7 +333,7 @@ def refuse_inseparable(args: Any) -> None:
         "label_smoothing_factor": (args.label_smoothing_factor, "computes the loss from logits, past the weights"),
         "use_weighting": (getattr(args, "use_weighting", False), 'is local_weight = "wpo" here'),
         "ld_alpha": (getattr(args, "ld_alpha", None) is not None, "couples the lengths of a pair"),
-        "loss_type": (set(losses) - {"nll", "sigmoid", "kto"}, f"{losses} has no weighted form here"),
+        "loss_type": (set(losses) - LOSS_TYPES, f"{losses} has no weighted form here"),
         "parallelism_config": (args.parallelism_config is not None, "splits rows over devices"),
     }
     for name, (is_set, reason) in reasons.items():

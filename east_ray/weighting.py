@@ -11,7 +11,7 @@ nothing depends on how the questions are cut into shards or on which worker fini
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from east_ray import uncertainty
 from east_ray.records import MEASURES, UserError
 from east_ray.runs import RunDirectory
 from east_ray.sections import SelectionConfig, WeightingConfig
@@ -107,7 +106,7 @@ def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = froze
     columns = {
         "question_id": grades["question_id"],
         "num_clusters": np.diff(grades["cluster_sizes"].combine_chunks().offsets.to_numpy()),
-        **{name: measure(grades, name) for name in uncertainty.MEASURES},
+        **{name: measure(grades, name) for name in ("entropy", "inaccuracy", "dominant_wrong")},
         "mean_tokens": grades["mean_tokens"],
         "reason": drop_reasons(grades, keep, excluded),
     }
@@ -115,16 +114,31 @@ def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = froze
 
 
 def measure(grades: pa.Table, name: str) -> np.ndarray:
-    """One measure of every GRADES row (uncertainty.MEASURES)."""
-    if name == "entropy":
-        sizes = grades["cluster_sizes"].combine_chunks()
-        offsets = sizes.offsets.to_numpy()
-        return entropies(sizes.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
-    if name == "inaccuracy":
-        wrong = grades["num_incorrect"].to_numpy()
-        return wrong / np.maximum(grades["num_correct"].to_numpy() + wrong, 1)
-    assert name == "dominant_wrong", name
+    """One measure (a name in MEASURE_FUNCTIONS) of every GRADES row."""
+    return MEASURE_FUNCTIONS[name](grades)
+
+
+def _entropy(grades: pa.Table) -> np.ndarray:
+    sizes = grades["cluster_sizes"].combine_chunks()
+    offsets = sizes.offsets.to_numpy()
+    return entropies(sizes.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def _inaccuracy(grades: pa.Table) -> np.ndarray:
+    wrong = grades["num_incorrect"].to_numpy()
+    return wrong / np.maximum(grades["num_correct"].to_numpy() + wrong, 1)
+
+
+def _dominant_wrong(grades: pa.Table) -> np.ndarray:
     return grades["largest_wrong"].to_numpy() / np.maximum(grades["num_samples"].to_numpy(), 1)
+
+
+# From the columns in COLUMNS of GRADES rows to one number per question: finite, not negative, larger for a larger weight.
+MEASURE_FUNCTIONS: dict[str, Callable[[pa.Table], np.ndarray]] = {
+    "entropy": _entropy,
+    "inaccuracy": _inaccuracy,
+    "dominant_wrong": _dominant_wrong,
+}
 
 
 def fit_mappings(
@@ -217,12 +231,13 @@ def _write_shard(
     shard: str,
 ) -> Sums:
     """Write one shard of weights; returns the health sums of each column."""
-    table = measure_table(run.read_table(grades, shard, columns=COLUMNS), keep, excluded)
+    graded = run.read_table(grades, shard, columns=COLUMNS)
+    table = measure_table(graded, keep, excluded)
     kept = table["reason"].is_null().to_numpy()
     tokens = table["mean_tokens"].to_numpy()[kept]
     parts: dict[Any, Any] = {}
     for column, fitted in fits.items():
-        weights = fitted.weights(table[fitted.mapping.measure].to_numpy()[kept])
+        weights = fitted.weights(measure(graded, fitted.mapping.measure)[kept])
         parts[column] = Health.of(weights, tokens)
         full = np.zeros(len(table))
         full[kept] = weights

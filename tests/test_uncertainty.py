@@ -244,7 +244,6 @@ def test_columns_tell_mappings_apart() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"measure": "perplexity"}, "choose one of entropy, inaccuracy, dominant_wrong"),
         ({"mapping": "cubic"}, "choose power, mean or linear"),
         ({"mapping": "linear"}, "set both or neither"),
         ({"range": 1.0}, "set both or neither"),
