@@ -101,7 +101,9 @@ def chosen_table(f: Findings, held_out: Mapping[str, Sequence[tuple[float, Bar]]
         a, best = max(values, key=lambda point: point[1].value)
         row = tested.get(best.label)
         d = row.to_vanilla if row else None
-        gain = f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_value)}" if d else ""
+        gain = "plain self-training" if a == 0 else ""
+        if d is not None:
+            gain = f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_value)}"
         on_test = percent(row.accuracy) if row else ""
         rows.append((label, f"{a:g}", f"{percent(best.value)} {interval(best.low, best.high)}", on_test, gain))
     columns = ("weights from", "chosen a", "there", "on the test questions", "to a = 0")

@@ -189,7 +189,8 @@ def _note(f: Findings) -> str:
     if any(len(row.members) > 1 for row in f.comparisons):
         how = (
             f"{confidence} intervals and p-values cover both which questions and which seeds were drawn{seeds(f.comparisons)}. "
-            "Seeds differ in the order of training alone: all of an arm's seeds learn from the same samples and pairs in round 1."
+            "Seeds differ in the order of training alone: in round 1 all learn from the same samples and pairs, so how other "
+            "samples would have moved the result is not in the intervals."
         )
     else:
         how = (
