@@ -83,12 +83,12 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Verdict:
 def foresight(num_questions: int, confidence: float) -> str:
     """What so many test questions can show, said before anything is spent on answering them."""
     sizes = {share: minimum_detectable_effect(num_questions, share, confidence=confidence) for share in DISAGREEMENT}
-    shown = [f"{100 * size:.1f} on {share:.0%}" for share, size in sizes.items() if size < 1]
+    shown = [f"{100 * size:.1f} points on {share:.0%}" for share, size in sizes.items() if size < 1]
     if not shown:
         return f"{num_questions:,} test questions are too few to show a difference"
     return (
-        f"{num_questions:,} test questions can show (at {confidence:.0%}, in 8 of 10 tries) differences of so many points where "
-        f"two models disagree on such a share of them: {', '.join(shown)}"
+        f"{num_questions:,} test questions can show, in 8 of 10 tries at {confidence:.0%} and by the share on which two models "
+        f"disagree: {', '.join(shown)}"
     )
 
 

@@ -281,7 +281,7 @@ def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
 
 
 def test_what_the_test_questions_can_show_is_said_beforehand_and_grows_with_them() -> None:
-    sizes = [[float(size) for size in re.findall(r"([\d.]+) on", foresight(n, 0.95))] for n in (1000, 4000)]
+    sizes = [[float(size) for size in re.findall(r"([\d.]+) points on", foresight(n, 0.95))] for n in (1000, 4000)]
     assert len(sizes[0]) == 4
     # Connor (1987): the smallest visible difference falls with the root of the number of questions.
     assert sizes[0] == pytest.approx([2 * size for size in sizes[1]], rel=0.1)
