@@ -260,7 +260,7 @@ def measure_table(f: Findings) -> Table | None:
     return Table(
         ("weights from", "mean accuracy", *(f"a = {a:g}" for a in common)),
         tuple(rows),
-        "SFT arms by measure, over the exponents all of them share. The first table has their intervals: compare with those.",
+        "SFT arms by measure, over the exponents all of them share. How much chance is in these, the intervals of the first table say.",
     )
 
 

@@ -134,6 +134,8 @@ def _name(mapping: WeightMapping, arms: list[str]) -> str:
         return ", ".join(arms)
     if _is_equal(mapping):
         return "equal weights"
+    if mapping.mapping == "power" and mapping.clip is None:
+        return f"{mapping.measure.replace('_', ' ')}, a = {mapping.exponent:g}"
     return mapping.column.removeprefix("weight_").replace("_", " ")
 
 

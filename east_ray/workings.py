@@ -16,7 +16,7 @@ from east_ray import charts
 from east_ray.findings import Chapter, Findings, Table, slug, titled
 from east_ray.uncertainty import effective_sample_size
 
-MAX_CURVES = 8  # more lines in one figure cannot be told apart
+MAX_CURVES = 7  # as many as there are colours
 MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
 MAX_HISTOGRAMS = 4  # drawn over each other
 MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
