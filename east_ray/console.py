@@ -55,23 +55,34 @@ class Progress:
         self.stage, self.total, self.unit = stage, total, unit
         self._bars = bars
         self._task = bars.add_task(stage, total=total, note="") if bars else None
-        self._logged = time.monotonic()
+        self._logged, self._line = time.monotonic(), ""
 
     def update(self, completed: int, **fields: Any) -> None:
         """Set the count of finished units; `fields` are shown beside it, in order, as `name value`."""
         note = "  ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in fields.items())
         if self._bars and self._task is not None:
             self._bars.update(self._task, completed=completed, note=note)
-        elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS or completed >= self.total:
-            self._logged = time.monotonic()
-            logger.info("%s: %d/%d %s  %s", self.stage, completed, self.total, self.unit, note)
+            return
+        self._line = f"{self.stage}: {completed}/{self.total} {self.unit}  {note}"
+        if time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
+            self.log()
+
+    def log(self) -> None:
+        """Write the newest line to the log, once."""
+        if self._line:
+            logger.info("%s", self._line)
+        self._logged, self._line = time.monotonic(), ""
 
 
 @contextmanager
 def progress(stage: str, total: int, unit: str = "questions") -> Iterator[Progress]:
-    """Show the progress of one stage: a live bar on a terminal, otherwise a line at most every 15 seconds."""
+    """Show the progress of one stage: a live bar on a terminal, otherwise a line at most every 15 seconds and the last."""
     if not sys.stderr.isatty():
-        yield Progress(stage, total, unit, None)
+        shown = Progress(stage, total, unit, None)
+        try:
+            yield shown
+        finally:
+            shown.log()
         return
     bars = Bars(
         SpinnerColumn(),
