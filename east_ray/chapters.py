@@ -106,8 +106,8 @@ def chosen_table(f: Findings, held_out: Mapping[str, Sequence[tuple[float, Bar]]
             gain = f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_value)}"
         on_test = percent(row.accuracy) if row else ""
         rows.append((label, f"{a:g}", f"{percent(best.value)} {interval(best.low, best.high)}", on_test, gain))
-    columns = ("weights from", "chosen a", "there", "on the test questions", "to a = 0")
-    return Table(columns, tuple(rows), "The exponents that did best on the held-out questions.")
+    columns = ("weights from", "chosen a", "on the held-out questions", "on the test questions", "to a = 0")
+    return Table(columns, tuple(rows), "For each, the exponent that did best on the held-out questions.")
 
 
 def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:

@@ -67,7 +67,7 @@ def render(f: Findings, shown: list[Chapter]) -> str:
         title=f.run.uri.rstrip("/").rsplit("/", 1)[-1],
         run_name=f.run.uri.rstrip("/").rsplit("/", 1)[-1],
         headline=verdict.headline,
-        lede=verdict.sentences[0] if verdict.sentences else "",
+        lede=" ".join([*verdict.sentences[:1], _basis(f)]),
         verdicts=verdict.sentences[1:],
         stats=_stats(f),
         facts=_facts(f),
@@ -138,6 +138,18 @@ def _stats(f: Findings) -> list[dict[str, Any]]:
         value = f"{100 * lowest:.1f}% to {100 * highest:.1f}%"
         stats.append({"label": f"{len(rest)} other arms", "value": value, "note": "", "color": figures.NEUTRAL})
     return stats
+
+
+def _basis(f: Findings) -> str:
+    """What the headline rests on: intervals, seeds, and for how many comparisons p was corrected."""
+    if not f.comparisons:
+        return ""
+    num_seeds = max(len(row.members) for row in f.comparisons)
+    corrected = sum(row.to_vanilla is not None for row in f.comparisons)
+    parts = [f"{f.config.evaluation.confidence:.0%} intervals"]
+    parts += [f"means of {num_seeds} seeds"] if num_seeds > 1 else ["one seed"]
+    parts += [f"p corrected for {corrected} comparisons"] if corrected > 1 else []
+    return f"{', '.join(parts)}."
 
 
 def _facts(f: Findings) -> list[tuple[str, str]]:

@@ -220,7 +220,7 @@ def cost(f: Findings) -> Chapter | None:
         rows.append((name, str(len(step["parts"])), duration(step["seconds"]), count, rate))
     if not rows:
         return None
-    rows.append(("all", "", duration(sum(step["seconds"] for step in steps)), "", ""))
+    rows.append(("sum of these", "", duration(sum(step["seconds"] for step in steps)), "", ""))
     table = Table(
         ("step", "parts", "wall time", "tokens", "tokens per second"),
         tuple(rows),

@@ -135,6 +135,7 @@ def test_a_reproduction_puts_the_paper_s_table_beside_its_own(tmp_path: Path) ->
     assert "mean of 2 seeds" in page
     assert "Seeds differ in the order of training alone" in page
     assert "Of the 2 seeds of an arm the first is drawn." in page
+    assert "95% intervals, means of 2 seeds, p corrected for " in page
 
 
 def test_a_run_with_a_base_evaluation_alone_has_a_report(tmp_path: Path) -> None:
