@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import sys
@@ -23,6 +24,13 @@ STEP_COMMANDS = {
     "train": "fine-tune every arm with its weights",
     "validate": "measure every arm on the held-out training questions",
     "evaluate": "measure every arm on the test questions",
+}
+
+# What a disk may answer to any of the libraries, and what to do about it.
+DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, or raise the limit"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable, or choose another run.dir"),
+    errno.EIO: "check the disk",
 }
 
 
@@ -46,15 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError behind an exception: Ray wraps what its workers raise."""
+    """What the user can mend behind an exception: Ray wraps what its workers raise."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError):
-            return cause
-        if isinstance(error, UserError) and not hasattr(error, "cause"):
-            return error
+        for candidate in (cause, error if cause is None else None):
+            if isinstance(candidate, UserError):
+                return candidate
+            if isinstance(candidate, OSError) and candidate.errno in DISK:
+                return UserError(f"{candidate}; {DISK[candidate.errno]}, then run the same command again: it continues")
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None
 

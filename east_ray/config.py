@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -127,8 +129,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no config file at {path}; see jobs/configs/ for examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not readable as TOML: {error}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{str(path)!r} is not readable as TOML: {error}; mend it, or start from jobs/configs/"
+        ) from None
     for override in overrides:
         dotted, separator, text = override.partition("=")
         if not separator:
@@ -138,7 +142,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def from_dict(data: Mapping[str, Any], source: str) -> Config:
-    """Validate settings that came from `source` (named in errors)."""
+    """Validate settings that came from `source` (named in errors). Secrets are refused: settings are written and printed."""
+    if secret := _secret_in(data, ""):
+        raise UserError(
+            f"{source}: {secret} holds a secret, and settings are written to files; take it out and give it in the "
+            f"environment (HF_TOKEN, WANDB_API_KEY, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or in ~/.aws"
+        )
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -148,8 +157,26 @@ def from_dict(data: Mapping[str, Any], source: str) -> Config:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # an unquoted string, as typed in a shell
+
+
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:token|secret|password|credentials?|api_?key|(?:access|private)_key)$", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(r"[a-z0-9+.-]+://[^/@?\s]+:[^/@?\s]+@|\bhf_[A-Za-z0-9]{20,}\b")
+
+
+def _secret_in(value: Any, dotted: str) -> str | None:
+    """Dotted name of the first setting whose name or text says that it is a secret; never its value."""
+    if isinstance(value, str):
+        named = _SECRET_NAME.search(dotted.rpartition(".")[2]) is not None
+        return dotted if value and (named or _SECRET_VALUE.search(value)) else None
+    if isinstance(value, Mapping):
+        inside = [(f"{dotted}.{key}".lstrip("."), item) for key, item in value.items()]
+    else:
+        inside = [(f"{dotted}.{i}", item) for i, item in enumerate(value)] if isinstance(value, list | tuple) else []
+    return next((found for name, item in inside if (found := _secret_in(item, name))), None)
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -170,13 +197,13 @@ def _explain(item: Any, source: str) -> str:
         known = (
             f"did you mean {'.'.join([*map(str, item['loc'][:-1]), near[0]])}?"
             if near
-            else "`east-ray config --help-keys` lists all keys"
+            else "`east-ray config CONFIG` prints all keys of a config that is in order"
         )
         return f"{source}: unknown key {dotted}; {known}"
     if item["type"] == "missing":
         return f"{source}: {dotted} is required; add it or pass --set {dotted}=..."
     message = item["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(item["input"], dict | Section) else f" (got {item['input']!r})"
+    got = "" if isinstance(item["input"], dict | Section) else f" (got {reprlib.repr(item['input'])})"
     return f"{source}: {dotted or 'config'}: {message}{got}"
 
 

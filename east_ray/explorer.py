@@ -170,7 +170,11 @@ def _rows(
     for file in run.list(*parts, suffix=".parquet"):
         path, filesystem = run.path(*parts, file), run.filesystem
         names = ["question_id", *columns] if columns else None
-        yield from pq.read_table(path, filesystem=filesystem, columns=names, filters=wanted).to_pylist()
+        try:
+            table = pq.read_table(path, filesystem=filesystem, columns=names, filters=wanted)
+        except (pa.ArrowException, OSError) as error:
+            raise run.damaged(error, *parts, file) from None
+        yield from table.to_pylist()
 
 
 def _scattered(count: int) -> list[int]:

@@ -72,14 +72,15 @@ def import_file(config: Config, file: str) -> None:
             logger.info("%s was already imported", file)
             return
         part.begin()
-        summary = import_samples(
-            run,
-            file,
-            questions="questions/train.parquet",
-            samples=part.stage.name,
-            model=config.model,
-            questions_per_shard=config.sampling.questions_per_shard,
-        )
+        with part.undone_by_a_user_error():
+            summary = import_samples(
+                run,
+                file,
+                questions="questions/train.parquet",
+                samples=part.stage.name,
+                model=config.model,
+                questions_per_shard=config.sampling.questions_per_shard,
+            )
         part.complete(summary=summary)
         logger.info("%s", summary)
 

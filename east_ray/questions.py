@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _hub_rows(source)
         return
     filesystem, path = _open(source)
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
+    if not _is_file(filesystem, path):
         raise UserError(
             f"no question file at {source}; questions come as .jsonl, .jsonl.gz, .parquet or hf://owner/name[/config]:split"
         )
@@ -167,8 +168,8 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 rows = (row for batch in batches for row in batch.to_pylist())
                 for number, row in enumerate(rows, start=1):
                     yield f"{source}, row {number}", row
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{source} is not readable as Parquet: {error}") from None
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise UserError(f"{source} is not readable as Parquet: {error}; write it again") from None
     elif path.endswith((".jsonl", ".jsonl.gz", ".json")):
         yield from _json_lines(source, filesystem, path)
     else:
@@ -184,29 +185,41 @@ def _open(source: str) -> tuple[pafs.FileSystem, str]:
         raise UserError(f"{source} cannot be opened: {error}") from None
 
 
+def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
+    try:
+        return filesystem.get_file_info(path).type == pafs.FileType.File
+    except (pa.ArrowException, OSError, ValueError):  # a loop of links, a NUL byte in the name
+        return False
+
+
 def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with filesystem.open_input_file(path) as raw:
-        stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
-        number = 0
-        try:
+    number = 0
+    try:
+        with filesystem.open_input_file(path) as raw:
+            stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
-                where = f"{source}, line {number}"
-                if len(line) == MAX_LINE_BYTES:
-                    raise UserError(
-                        f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one JSON object per line"
-                    )
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where}: not a JSON object ({error})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}")
-                yield where, row
-        except (EOFError, OSError) as error:
-            raise UserError(f"{source}, after line {number}: the file is damaged ({error})") from None
+                if line.strip():
+                    where = f"{source}, line {number}"
+                    yield where, _json_object(line, where)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(
+            f"{source}, after line {number}: the file is damaged ({error}); fetch or write it again"
+        ) from None
+
+
+def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    if len(line) == MAX_LINE_BYTES:
+        raise UserError(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one JSON object per line")
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); mend or delete the line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}; mend or delete the line")
+    return row
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

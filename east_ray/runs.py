@@ -97,17 +97,26 @@ class RunDirectory:
     def read_json(self, *parts: str) -> Any:
         try:
             return json.loads(self.read_bytes(*parts))
-        except ValueError as error:
-            raise UserError(
-                f"{self.uri_of(*parts)} is damaged ({error}); delete it and run the same command again"
-            ) from None
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError, RecursionError) as error:
+            raise self.damaged(error, *parts) from None
+
+    def damaged(self, reason: object, *parts: str) -> UserError:
+        """What to say of a file of the run that cannot be used."""
+        return UserError(f"{self.uri_of(*parts)} is damaged ({reason}); delete it and run the same command again")
 
     def write_json(self, value: Any, *parts: str) -> None:
         self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), *parts)
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file, or every `.parquet` file of a directory in name order."""
-        return storage.read_parquet(self.uri_of(*parts), columns)
+        try:
+            return storage.read_parquet(self.uri_of(*parts), columns)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise self.damaged(error, *parts) from None
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
         sink = pa.BufferOutputStream()
@@ -138,7 +147,16 @@ class Stage:
     name: str
 
     def manifest(self) -> dict[str, Any] | None:
-        return self.run.read_json(self.name, MANIFEST) if self.run.exists(self.name, MANIFEST) else None
+        return self._record(MANIFEST, {"inputs": dict, "settings": dict, "fingerprint": str, "facts": dict})
+
+    def _record(self, name: str, fields: Mapping[str, type]) -> dict[str, Any] | None:
+        """The manifest or the intent, None where there is none. UserError when it holds anything but these fields."""
+        if not self.run.exists(self.name, name):
+            return None
+        record = self.run.read_json(self.name, name)
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in fields.items()):
+            raise self.run.damaged(f"it does not hold {', '.join(fields)}", self.name, name)
+        return record
 
     @property
     def fingerprint(self) -> str:
@@ -156,12 +174,14 @@ class Stage:
         """
         intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
         manifest = self.manifest()
-        begun = self.run.read_json(self.name, INTENT) if self.run.exists(self.name, INTENT) else None
+        begun = self._record(INTENT, {"inputs": dict, "settings": dict})
         larger = {name: intent["settings"][name] for name in growing}
-        grew = manifest is not None and any(manifest["settings"].get(name, now) < now for name, now in larger.items())
+        grew = manifest is not None and any(_below(manifest["settings"].get(name), now) for name, now in larger.items())
         for old in (manifest, begun):
-            smaller = old is not None and all(old["settings"].get(name, now) <= now for name, now in larger.items())
-            if old is not None and smaller:
+            if old is not None and all(
+                old["settings"].get(name, now) == now or _below(old["settings"][name], now)
+                for name, now in larger.items()
+            ):
                 old = {**old, "settings": {**old["settings"], **larger}}
             if old is not None and (changed := _first_difference(old, intent)):
                 where, before, now = changed
@@ -232,13 +252,18 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    if not where:
+def _below(value: Any, other: Any) -> bool:
+    return isinstance(value, int | float) and isinstance(other, int | float) and value < other
+
+
+def _first_difference(old: Any, new: Any, where: str | None = None) -> tuple[str, Any, Any] | None:
+    if where is None:
+        where = ""
         old, new = ({key: value[key] for key in ("settings", "inputs")} for value in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}, key=lambda k: (k != "settings", k)):
             name = key if where in ("", "settings", "inputs") else f"{where}.{key}"
-            if changed := _first_difference(old.get(key), new.get(key), name if where else key):
+            if changed := _first_difference(old.get(key), new.get(key), name):
                 return changed
         return None
     return None if old == new else (where, old, new)

@@ -72,10 +72,7 @@ def write_grades(
 
 def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
     """One shard of completions or grades. UserError when the file is damaged."""
-    try:
-        return run.read_table(directory, shard_name(index))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(run, directory, index, error) from None
+    return run.read_table(directory, shard_name(index))
 
 
 def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
@@ -86,7 +83,7 @@ def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any]
         metadata = pq.read_metadata(run.path(directory, shard_name(index)), filesystem=run.filesystem).metadata
         return json.loads(metadata[FOOTER])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(run, directory, index, error) from None
+        raise run.damaged(error, directory, shard_name(index)) from None
 
 
 def read_footers(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any] | None]:
@@ -178,9 +175,3 @@ def _row_groups(file: pq.ParquetFile, start: int, stop: int) -> Iterator[tuple[i
 def _write(run: RunDirectory, table: pa.Table, footer: Mapping[str, Any], directory: str, index: int) -> None:
     metadata = {FOOTER: json.dumps(footer, sort_keys=True).encode()}
     run.write_table(table.replace_schema_metadata(metadata), directory, shard_name(index))
-
-
-def _damaged(run: RunDirectory, directory: str, index: int, error: Exception) -> UserError:
-    return UserError(
-        f"{run.uri_of(directory, shard_name(index))} cannot be read ({error}); delete it and run the same command again"
-    )

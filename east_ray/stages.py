@@ -60,9 +60,10 @@ def prepare(run: RunDirectory, config: Config) -> Step:
     def work(_: Sequence[Part]) -> list[Any]:
         from east_ray.verdict import foresight
 
-        summary = questions.prepare(
-            run, part.stage.name, questions=config.questions, model=config.model, seed=config.run.seed
-        )
+        with part.undone_by_a_user_error():
+            summary = questions.prepare(
+                run, part.stage.name, questions=config.questions, model=config.model, seed=config.run.seed
+            )
         if summary.test:
             logger.info("%s", foresight(summary.test, config.evaluation.confidence))
         return [summary]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -44,6 +45,15 @@ class Part:
 
     def complete(self, **facts: Any) -> None:
         self.stage.complete(self.inputs, self.settings, **facts)
+
+    @contextmanager
+    def undone_by_a_user_error(self) -> Iterator[None]:
+        """For work on a file from outside: when it has to be mended, its new fingerprint must not be refused."""
+        try:
+            yield
+        except UserError:
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """Delete what this part holds, its manifest first, so that a kill in between leaves it unfinished."""
