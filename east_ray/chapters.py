@@ -158,7 +158,9 @@ def rounds(f: Findings) -> Chapter | None:
     tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
     if not drawn and not tables:
         return None
-    text = "Round t samples from the model that t - 1 rounds of training made."
+    start = "that model" if f.config.run.start_from == "previous" else "the first model anew"
+    data = "this round's examples" if f.config.run.data == "replace" else "the examples of all rounds so far"
+    text = f"Round t samples from the model that t \u2212 1 rounds of training made, then trains {start} on {data}."
     return Chapter("rounds", "Rounds", "Round after round", text, tuple(drawn), tuple(tables))
 
 

@@ -115,6 +115,7 @@ def test_rounds_and_losses_are_compared_after_the_rounds_that_all_arms_have(tmp_
     assert float(last["y"]) == run.read_json("round-01/arms/east/evaluation/metrics.json")["overall"]["accuracy"]
     names = [source["name"] for source in data_of(run)["sources"]]
     assert names == ["round 1", "round 2, vanilla", "round 2, east"]
+    assert "then trains that model on this round" in page_of(run)
     used = {c["use"] for q in data_of(run)["sources"][0]["questions"] for c in q["completions"]}
     assert used == {"positive", "negative", None}, "DPO's pair is marked"
 
