@@ -1,0 +1,57 @@
+"""Entropy-based adaptive weighting for self-training (EAST, arXiv 2503.23913) on Ray, vLLM, TRL and DeepSpeed.
+
+The `east-ray` command does everything; these names are for use from Python. Each is imported when it is first touched, so
+that `import east_ray` loads nothing heavy. Whatever is not listed here may change between versions.
+
+    load, Config                       a run's settings
+    run_algorithm, RunDirectory        Algorithm 1, and where one run keeps everything
+    extract_answer, Grader             the answer in a text; verdicts and clusters of a question's answers
+    entropy, Mapping, weights          eq. 1; from measures to weights of mean 1 (eqs. 2 to 6)
+    write_report                       the page about a run
+    UserError                          what the user can mend: the message names the thing and the remedy
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from east_ray.answers import extract_answer
+    from east_ray.config import Config, load
+    from east_ray.grading import Grader
+    from east_ray.pipeline import run_algorithm
+    from east_ray.records import UserError
+    from east_ray.report import write_report
+    from east_ray.runs import RunDirectory
+    from east_ray.uncertainty import Mapping, entropy, weights
+
+__all__ = [
+    "Config",
+    "Grader",
+    "Mapping",
+    "RunDirectory",
+    "UserError",
+    "entropy",
+    "extract_answer",
+    "load",
+    "run_algorithm",
+    "weights",
+    "write_report",
+]
+
+_HOME = {
+    "answers": ("extract_answer",),
+    "config": ("Config", "load"),
+    "grading": ("Grader",),
+    "pipeline": ("run_algorithm",),
+    "records": ("UserError",),
+    "report": ("write_report",),
+    "runs": ("RunDirectory",),
+    "uncertainty": ("Mapping", "entropy", "weights"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"east_ray.{module}"), name)
+    raise AttributeError(f"module 'east_ray' has no attribute {name!r}")

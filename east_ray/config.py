@@ -28,6 +28,8 @@ from east_ray.sections import (
 
 
 class RunConfig(Section):
+    """Where a run is kept, and how its rounds follow each other."""
+
     dir: str = Field(
         default="runs/east", description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix."
     )
@@ -84,6 +86,8 @@ class ReproduceConfig(Section):
 
 
 class Config(Section):
+    """Everything one run can be told, section by section; `load` reads it and names what is wrong, `for_arm` varies it."""
+
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig
     questions: QuestionsConfig

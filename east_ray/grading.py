@@ -80,6 +80,7 @@ class Grader:
         self.close()
 
     def close(self) -> None:
+        """Stop the sandbox; the next question would start it again."""
         self._sandbox.close()
 
     def equal(self, reference: str, answer: str) -> str:

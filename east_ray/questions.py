@@ -130,6 +130,11 @@ def load_tokenizer(model: ModelConfig) -> Any:
             storage.local_copy(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.path={model.path!r} comes with Python code of its own; read it, and if you trust it set "
+                f"model.trust_remote_code=true"
+            ) from None
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.path={model.path!r} has no usable tokenizer ({first}); copy tokenizer.json and tokenizer_config.json beside "

@@ -51,14 +51,17 @@ class RunDirectory:
 
     @property
     def is_local(self) -> bool:
+        """Is it on this machine's own file system (or one mounted there)?"""
         return storage.is_local(self.uri)
 
     @property
     def root(self) -> str:
+        """Its path on `filesystem`, without a scheme."""
         return storage.open_filesystem(self.uri)[1]
 
     @property
     def filesystem(self) -> pafs.FileSystem:
+        """The Arrow filesystem it lies on, opened once per process. UserError when the scheme or an option is unknown."""
         return storage.open_filesystem(self.uri)[0]
 
     def path(self, *parts: str) -> str:
@@ -81,6 +84,7 @@ class RunDirectory:
         storage.upload_directory(self.uri_of(*parts), source)
 
     def exists(self, *parts: str) -> bool:
+        """Is there such a file or directory in the run?"""
         return storage.exists(self.uri_of(*parts))
 
     def list(self, *parts: str, suffix: str = "") -> list[str]:
@@ -88,6 +92,7 @@ class RunDirectory:
         return [i.base_name for i in storage.list_files(self.uri_of(*parts)) if i.base_name.endswith(suffix)]
 
     def read_bytes(self, *parts: str) -> bytes:
+        """A whole file. FileNotFoundError when there is none."""
         return storage.read_bytes(self.uri_of(*parts))
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
@@ -95,6 +100,7 @@ class RunDirectory:
         storage.write_bytes(self.uri_of(*parts), data)
 
     def read_json(self, *parts: str) -> Any:
+        """What a JSON file holds. FileNotFoundError when there is none, UserError when it is damaged."""
         try:
             return json.loads(self.read_bytes(*parts))
         except FileNotFoundError:
@@ -107,6 +113,7 @@ class RunDirectory:
         return UserError(f"{self.uri_of(*parts)} is damaged ({reason}); delete it and run the same command again")
 
     def write_json(self, value: Any, *parts: str) -> None:
+        """Write plain JSON types (`jsonable`), indented, keys in order."""
         self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), *parts)
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
@@ -119,6 +126,7 @@ class RunDirectory:
             raise self.damaged(error, *parts) from None
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
+        """Write one Parquet file at once; the table is in memory twice meanwhile."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(sink.getvalue().to_pybytes(), *parts)
@@ -136,6 +144,7 @@ class RunDirectory:
         )
 
     def stage(self, *parts: str) -> Stage:
+        """The stage kept in that directory, whether or not it exists yet."""
         return Stage(self, "/".join(parts))
 
 
