@@ -140,7 +140,7 @@ def _training_sentence(default: Comparison, row: Comparison, level: float) -> st
     d = row.to_default
     assert d is not None
     moved = f"{row.name} moved accuracy from {100 * default.accuracy:.1f}% to {100 * row.accuracy:.1f}%"
-    end = "" if d.p_adjusted < level else ", which chance alone would explain"
+    end = "" if d.p_adjusted < level else ", which chance alone could explain"
     return f"Against the model before training, {moved} ({_known(d)}, p {probability(d.p_adjusted)}){end}."
 
 
