@@ -22,6 +22,7 @@ from east_ray.comparison import (
 from east_ray.config import Arm, Config
 from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
 from east_ray.runs import RunDirectory
+from east_ray.stages import weight_mapping
 from east_ray.uncertainty import Mapping as WeightMapping
 
 MAX_PLACES = 4  # arms of the last round that get figures of their own
@@ -121,11 +122,6 @@ def gather(run: RunDirectory, config: Config) -> Findings:
         vanilla=vanilla_arms(config),
         groups=seed_groups(config),
     )
-
-
-def weight_mapping(config: Config, arm: Arm) -> WeightMapping:
-    w = config.for_arm(arm).weighting
-    return WeightMapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
 
 
 def _name(mapping: WeightMapping, arms: list[str]) -> str:

@@ -17,7 +17,6 @@ class Column:
 
     model: str
     dataset: str
-    num_test_questions: int
     default: float
     table: dict[str, tuple[float, float, float, float]]  # loss -> accuracies in the order of METHODS
     exponents: dict[float, float]
@@ -35,7 +34,6 @@ COLUMNS = (
     Column(
         "Llama-3.2-1B-Instruct",
         "GSM8K",
-        1319,
         46.2,
         {"sft": (50.1, 50.9, 51.2, 51.8), "dpo": (50.2, 50.9, 50.3, 51.9), "kto": (53.0, 52.9, 52.9, 53.0)},
         {-1.0: 50.8, -0.75: 50.6, 1.5: 51.8},
@@ -43,7 +41,6 @@ COLUMNS = (
     Column(
         "Llama-3.2-1B-Instruct",
         "MATH",
-        5000,
         28.5,
         {"sft": (28.4, 28.5, 28.4, 29.4), "dpo": (28.7, 28.1, 28.4, 29.7), "kto": (28.8, 28.2, 28.9, 29.9)},
         {-1.0: 28.1, -0.75: 28.5, 1.0: 29.3, 3.0: 29.4},
@@ -51,7 +48,6 @@ COLUMNS = (
     Column(
         "Llama-3.1-8B-Instruct",
         "GSM8K",
-        1319,
         82.8,
         {"sft": (85.0, 84.8, 85.1, 86.1), "dpo": (84.6, 85.1, 85.2, 85.4), "kto": (83.9, 84.3, 83.9, 85.1)},
         {},
@@ -59,7 +55,6 @@ COLUMNS = (
     Column(
         "Llama-3.1-8B-Instruct",
         "MATH",
-        5000,
         50.4,
         {"sft": (50.0, 50.9, 50.8, 51.2), "dpo": (50.1, 50.2, 50.8, 50.9), "kto": (48.9, 49.1, 49.1, 51.0)},
         {},

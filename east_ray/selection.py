@@ -32,12 +32,6 @@ REASONS = {
 _COUNTS = ("num_samples", "num_correct", "num_incorrect", "num_truncated", "num_positives", "num_negatives")
 
 
-def drop_reason(grades: Mapping[str, Any], keep: str, excluded: Collection[str] = frozenset()) -> str | None:
-    """Why this question (a GRADES row) is not trained on; None when it is kept."""
-    row = {name: [grades[name]] for name in ("question_id", *_COUNTS)}
-    return drop_reasons(pa.table(row), keep, excluded)[0].as_py()
-
-
 def drop_reasons(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> pa.StringArray:
     """One reason per GRADES row, null where the question is kept; arguments as for `drop_codes`."""
     codes = drop_codes(grades, keep, excluded)

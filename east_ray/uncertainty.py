@@ -29,16 +29,6 @@ def entropy(cluster_sizes: Sequence[int]) -> float:
     return float(entropies(sizes, np.array([0, len(sizes)]))[0])
 
 
-def inaccuracy(num_correct: int, num_incorrect: int) -> float:
-    """s = 1 - A (4.3) over the completions that could be judged: an error is neither right nor wrong. 0 if none could."""
-    return num_incorrect / max(num_correct + num_incorrect, 1)
-
-
-def dominant_wrong(largest_wrong: int, num_samples: int) -> float:
-    """r (4.3): the share of all completions that the largest incorrect cluster holds; 0 without completions."""
-    return largest_wrong / max(num_samples, 1)
-
-
 def entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Entropy in nats of every question at once.
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from east_ray.config import Arm, Config, from_dict
 from east_ray.evaluation import EVALUATIONS, summarise
-from east_ray.findings import weight_mapping
 from east_ray.records import CORRECT, EXAMPLES, GRADES, INCORRECT, MEASURES, QUESTIONS, SAMPLES
 from east_ray.runs import RunDirectory, jsonable
+from east_ray.stages import weight_mapping
 from east_ray.uncertainty import Mapping, entropy, weights
 
 

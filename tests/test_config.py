@@ -31,6 +31,12 @@ def test_defaults_are_the_papers_values() -> None:
         ({"training": {"loss": "kto", "micro_batch_size": 1}}, ["micro_batch_size must be at least 2"]),
         ({"sampling": {"num_samples": "many"}}, ["sampling.num_samples", "'many'"]),
         ({"weighting": {"mapping": "linear"}}, ["weighting", "range"]),
+        ({"sampling": {"min_engines": 3, "max_engines": 2}}, ["max_engines=2 is below min_engines=3"]),
+        (
+            {"sampling": {"gpus_per_engine": 1, "tensor_parallel_size": 2}},
+            ["gpus_per_engine=1", "= 2; make them equal"],
+        ),
+        ({"weighting": {"mapping": "linear", "range": 1, "clip": 3}}, ["clip does not go with"]),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, ["different names"]),
         ({"arms": [{"name": "a", "set": {"sampling.num_samples": 3}}]}, ["sampling.num_samples", "arms share samples"]),
     ],

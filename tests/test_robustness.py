@@ -26,7 +26,7 @@ from small_run import artefacts, write_config
 from east_ray import cli, shards
 from east_ray.config import load
 from east_ray.questions import load_questions
-from east_ray.records import UserError
+from east_ray.records import SAMPLES, UserError, check_schema
 from east_ray.runs import RunDirectory
 from east_ray.sections import QuestionsConfig
 
@@ -245,6 +245,13 @@ def test_a_shard_cut_off_or_overwritten_anywhere_is_named(finished: Path, tmp_pa
     for read in (shards.read_shard, shards.read_footer):
         with pytest.raises(UserError, match=r"shard-00000\.parquet is damaged .*delete it"):
             read(run, "grades", 0)
+
+
+def test_a_table_without_its_columns_names_them_and_the_place() -> None:
+    with pytest.raises(UserError, match=r"somewhere lacks the columns \['finish_reasons', .*restart"):
+        check_schema(
+            pa.table({"question_id": ["a"], "completions": [["b"]]}), SAMPLES.remove(1).remove(1).remove(1), "somewhere"
+        )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from east_ray.records import GRADES
-from east_ray.selection import REASONS, Choice, choose, drop_reason, drop_reasons, training_rows
+from east_ray.selection import REASONS, Choice, choose, drop_reasons, training_rows
 
 RIGHT, WRONG = "gold", "42"
 
@@ -25,6 +26,10 @@ DROPPED = {
     "no usable positive": {**grades_row("q", [RIGHT, WRONG]), "num_positives": 0},
     "no usable negative": {**grades_row("q", [RIGHT, WRONG]), "num_negatives": 0},
 }
+
+
+def drop_reason(row: dict[str, Any], keep: str, excluded: Collection[str] = frozenset()) -> str | None:
+    return drop_reasons(pa.Table.from_pylist([row], schema=GRADES), keep, excluded)[0].as_py()
 
 
 def chosen(row: dict[str, Any], completions: list[str] | None = None, **settings: Any) -> Choice:

@@ -14,14 +14,12 @@ from scipy import stats
 from east_ray.uncertainty import (
     Mapping,
     Totals,
-    dominant_wrong,
     effective_sample_size,
     entropies,
     entropy,
     exact_mean,
     exact_sum,
     fit,
-    inaccuracy,
     miller_madow,
     totals_of,
     weights,
@@ -65,12 +63,6 @@ def test_miller_madow_halves_the_bias_of_the_plug_in_estimate() -> None:
     truth = stats.entropy(shares)
     assert plug_in.mean() < truth
     assert abs(corrected.mean() - truth) < 0.5 * abs(plug_in.mean() - truth)
-
-
-def test_the_other_measures_are_shares() -> None:
-    assert inaccuracy(num_correct=30, num_incorrect=10) == 0.25
-    assert dominant_wrong(largest_wrong=8, num_samples=128) == 0.0625
-    assert inaccuracy(0, 0) == dominant_wrong(0, 0) == 0.0
 
 
 @given(VALUES, st.sampled_from(PAPER_EXPONENTS))
