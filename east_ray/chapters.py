@@ -16,7 +16,7 @@ from east_ray.comparison import DEFAULT, Comparison, compare
 from east_ray.drift import STATES, RoundDrift, drift
 from east_ray.figures import Bar, Figure
 from east_ray.findings import Chapter, Findings, Table, bar_of, figure5_name, titled
-from east_ray.verdict import points, probability
+from east_ray.verdict import percent, points, probability
 
 MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
 WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
@@ -272,10 +272,6 @@ def difference(row: Comparison) -> str:
     return (
         "" if d is None else f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 def interval(low: float, high: float) -> str:

@@ -98,6 +98,10 @@ def seeds(rows: Sequence[Comparison]) -> str:
     return f", mean of {most} seeds" if most > 1 else ""
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
 def points(difference: float) -> str:
     """A difference of accuracies in points, with its sign: +1.4, −0.3, 0.0."""
     return format_points(100 * difference)

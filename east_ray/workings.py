@@ -15,6 +15,7 @@ import numpy as np
 from east_ray import charts
 from east_ray.findings import Chapter, Findings, Table, slug, titled
 from east_ray.uncertainty import effective_sample_size
+from east_ray.verdict import percent
 
 MAX_CURVES = 7  # as many as there are colours
 MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
@@ -234,10 +235,6 @@ def tokens_of(facts: Mapping[str, Any]) -> int:
     if "overall" in facts:
         return round(facts["overall"]["num_questions"] * facts["mean_tokens"])
     return facts.get("tokens", 0)
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
 
 
 def duration(seconds: float) -> str:
