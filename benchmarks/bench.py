@@ -1,4 +1,4 @@
-"""What this package does beside what others would: `make bench` prints one table, in about half an hour on two cores.
+"""What this package does beside what others would: `make bench` prints one table, in about twenty minutes on two cores.
 
     python benchmarks/bench.py [--data ../shared/data] [--only grading rollouts training weighting resume]
 
