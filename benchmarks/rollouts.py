@@ -132,17 +132,18 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     """The sampling pool of `run_rollouts` without the graders behind it."""
     import ray
 
-    from east_ray import rollouts, shards
     from east_ray.placement import beside_driver
+    from east_ray.rollout_actors import Plan
+    from east_ray.rollout_pools import engine_pool, quiet_ray_data, shard_row
     from east_ray.rollout_progress import Tally
+    from east_ray.shards import Shard, count_questions, count_shards
 
-    count = shards.count_shards(run.read_table(JOB.questions).num_rows, sampling.questions_per_shard)
-    rows = [{"job": 0, "shard": index, "samples": True, "failed": 0, "fatal": ""} for index in range(count)]
-    longest = rollouts._longest_prompt(run, [JOB])
-    plan = rollouts.Plan(run, [JOB], model, sampling, seed, round_index, longest, "", open_timed)
-    with rollouts._quiet_ray_data():
+    count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
+    rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
+    plan = Plan(run, [JOB], model, sampling, seed, round_index, "", open_timed)
+    with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)
-        dataset = rollouts._sample(dataset, count, plan, beside_driver(Tally))
+        dataset = engine_pool(dataset, count, plan, beside_driver(Tally))
         assert sum(len(batch["job"]) for batch in dataset.iter_batches(batch_size=None)) == count
 
 

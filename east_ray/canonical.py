@@ -11,32 +11,14 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
-from east_ray.arithmetic import Unreadable, Value, divide, fingerprint, is_rounded, scale_free, subtract
+from east_ray.arithmetic import Unreadable, divide, fingerprint, scale_free, subtract
 from east_ray.expressions import MAX_CHARS, evaluate
+from east_ray.meaning import Meaning, compound, leaf, set_of
 from east_ray.notation import words_in
-
-
-@dataclass(frozen=True)
-class Meaning:
-    r"""`key` is the meaning. The rest serves the comparison of an answer with a reference.
-
-    `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order).
-    `conclusion`: key of an equation's last side, what an answer claims when the reference is no equation.
-    `members`: keys of the elements of a set. `shape`: the key with # for each number; `numbers` and `spellings` are what
-    stood there, so that 1.732 is recognised as a rounded \sqrt{3}.
-    """
-
-    key: str
-    also: frozenset[str] = frozenset()
-    conclusion: str | None = None
-    members: tuple[str, ...] = ()
-    shape: str = ""
-    numbers: tuple[Value, ...] = ()
-    spellings: tuple[str, ...] = ()
 
 
 def read(normal: str) -> Meaning | None:
@@ -51,51 +33,15 @@ def read(normal: str) -> Meaning | None:
         return Meaning(f"text {normal.casefold()}") if is_text else None
 
 
-def agree(reference: Meaning, answer: Meaning) -> bool:
-    """Does the answer mean the reference, exactly or as a decimal close enough to it?"""
-    if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
-        return True
-    if reference.also & answer.also or reference.key == answer.conclusion:
-        return True
-    if reference.shape != answer.shape or not any("." in number for number in reference.spellings + answer.spellings):
-        return False
-    return all(
-        fingerprint(expected) == fingerprint(got) or _is_rounded(expected, written) or _is_rounded(got, original)
-        for expected, original, got, written in zip(
-            reference.numbers, reference.spellings, answer.numbers, answer.spellings, strict=True
-        )
-    )
-
-
-_DECIMAL = re.compile(r"-?0*([0-9]*)\.([0-9]+)")
-MIN_DECIMALS_OF_FRACTION = 6  # as math-verify: 0.333333 is 1/3, 0.3333 is another number
-MIN_DIGITS_OF_IRRATIONAL = 4  # 1.732 is the square root of 3, 1.73 is not
-
-
-def _is_rounded(exact: Value, spelling: str) -> bool:
-    """Is `spelling` a decimal that rounds, or cuts off, `exact` at its last digit, the twelfth at most (a float's noise)?"""
-    match = _DECIMAL.fullmatch(spelling)
-    if match is None:
-        return False
-    whole, decimals = match.groups()
-    rational = isinstance(exact, Fraction)
-    if rational and len(decimals) < MIN_DECIMALS_OF_FRACTION:
-        return False
-    if not rational and len((whole + decimals).lstrip("0")) < MIN_DIGITS_OF_IRRATIONAL:
-        return False
-    written = Fraction(spelling)
-    return is_rounded(exact, written, max(Fraction(1, 10 ** len(decimals)), abs(written) / 10**12))
-
-
 def _read(text: str) -> Meaning:
     text = text.strip()
     if _INTEGER.fullmatch(text):
-        return _leaf(Fraction(int(text)), text)
+        return leaf(Fraction(int(text)), text)
     for reader in READERS:
         if meaning := reader(text):
             return meaning
     value = evaluate(text)
-    return _leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
+    return leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
 
 
 _FLOAT = re.compile(r"-?[0-9]*\.[0-9]{12,}")
@@ -105,22 +51,6 @@ def _exact(printed: Fraction) -> Fraction:
     """The fraction whose floating-point print this is: 2.6666666666666665 means 8/3."""
     near = printed.limit_denominator(1_000)
     return near if abs(near - printed) * 10**12 <= abs(printed) else printed
-
-
-def _leaf(value: Value, spelling: str) -> Meaning:
-    return Meaning(fingerprint(value), shape="#", numbers=(value,), spellings=(spelling,))
-
-
-def _compound(form: str, parts: Sequence[Meaning], *, ordered: bool = True, **fields: object) -> Meaning:
-    """A meaning made of parts; `form` has one {} for all of them, joined by commas."""
-    keys = [part.key for part in parts]
-    return Meaning(
-        form.format(",".join(keys if ordered else sorted(keys))),
-        shape=form.format(",".join(part.shape for part in parts)),
-        numbers=tuple(number for part in parts for number in part.numbers),
-        spellings=tuple(spelling for part in parts for spelling in part.spellings),
-        **fields,  # type: ignore[arg-type]
-    )
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")
@@ -159,19 +89,13 @@ def _list(text: str) -> Meaning | None:
         return None if parts[0] == text else _read(parts[0])
     meanings = [_read(part) for part in parts]
     if all(_INEQUALITY.search(part) for part in parts):
-        return _compound("union {}", meanings, ordered=False)
+        return compound("union {}", meanings, ordered=False)
     names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
     in_order = frozenset({f"({','.join(meaning.key for meaning in meanings)})"})
     if len(set(names)) == len(parts):
         named = sorted(f"{name}={meaning.key}" for name, meaning in zip(names, meanings, strict=True))
         return Meaning("{" + ",".join(named) + "}", also=in_order)
-    return _set(meanings, in_order)
-
-
-def _set(elements: Sequence[Meaning], also: frozenset[str] = frozenset()) -> Meaning:
-    members = tuple(sorted({key for element in elements for key in element.members or (element.key,)}))
-    key = "{" + ",".join(members) + "}" if len(elements) > 1 else members[0]
-    return replace(_compound("{{{}}}", elements), key=key, members=members, also=also)
+    return set_of(meanings, in_order)
 
 
 _RELATION = r"(?:\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[=<>])"
@@ -200,7 +124,7 @@ def _relation(text: str) -> Meaning | None:
     if set(signs) == {"="}:
         return _equation(sides)
     if signs == ["\\ne"]:
-        return _compound("not equal {}", [_read(side) for side in sides], ordered=False)
+        return compound("not equal {}", [_read(side) for side in sides], ordered=False)
     return _inequality(sides, signs)
 
 
@@ -241,19 +165,19 @@ def _inequality(sides: list[str], signs: list[str]) -> Meaning:
         return Meaning(key)
     low, high = _read(sides[0]), _read(sides[2])
     form = ("(" if signs[0] == "<" else "[") + "{}" + (")" if signs[1] == "<" else "]")
-    return _compound(form, [low, high], also=frozenset({key}))
+    return compound(form, [low, high], also=frozenset({key}))
 
 
 def _ratio(text: str) -> Meaning | None:
     parts, signs = _split(text, ":")
     if len(parts) == 2 and _is_name(parts[0]):
         return _read(parts[1])
-    return _compound("ratio {}", [_leaf(evaluate(part), part) for part in parts]) if signs else None
+    return compound("ratio {}", [leaf(evaluate(part), part) for part in parts]) if signs else None
 
 
 def _union(text: str) -> Meaning | None:
     parts, signs = _split(text, r"\\cup(?![A-Za-z])")
-    return _compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
+    return compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
 
 
 _EMPTY = Meaning("{}")
@@ -276,11 +200,11 @@ def _bracketed(text: str) -> Meaning | None:
     except Unreadable:
         return None  # the first bracket is not closed by the last: (x+1)(x-1)
     if opening == "\\{":
-        return _set([_read(part) for part in parts])
+        return set_of([_read(part) for part in parts])
     if not signs:
         return None
     form = f"{opening}{{}}{closing}" if len(parts) == 2 else "({})"
-    return _compound(form, [_read(part) for part in parts])
+    return compound(form, [_read(part) for part in parts])
 
 
 _MATRIX = re.compile(
@@ -297,7 +221,7 @@ def _matrix(text: str) -> Meaning | None:
     cells = [_read(cell) for row in rows for cell in row]
     widths = "-".join(str(len(row)) for row in rows)
     column = frozenset({f"({','.join(cell.key for cell in cells)})"}) if set(map(len, rows)) == {1} else frozenset()
-    return _compound(f"matrix {widths} {{}}", cells, also=column)
+    return compound(f"matrix {widths} {{}}", cells, also=column)
 
 
 def _plus_minus(text: str) -> Meaning | None:
@@ -305,7 +229,7 @@ def _plus_minus(text: str) -> Meaning | None:
         return None
     upper = text.replace("\\pm", "+").replace("\\mp", "-")
     lower = text.replace("\\pm", "-").replace("\\mp", "+")
-    return _set([_read(upper), _read(lower)])
+    return set_of([_read(upper), _read(lower)])
 
 
 def _percentage(text: str) -> Meaning | None:
@@ -313,7 +237,7 @@ def _percentage(text: str) -> Meaning | None:
     if not text.endswith("%"):
         return None
     value = evaluate(text[:-1])
-    return replace(_leaf(value, text[:-1]), also=frozenset({fingerprint(divide(value, Fraction(100)))}))
+    return replace(leaf(value, text[:-1]), also=frozenset({fingerprint(divide(value, Fraction(100)))}))
 
 
 def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:

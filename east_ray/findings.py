@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from east_ray.arms import weight_mapping
 from east_ray.comparison import (
     DEFAULT,
     Comparison,
@@ -22,7 +23,6 @@ from east_ray.comparison import (
 from east_ray.config import Arm, Config
 from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
 from east_ray.runs import RunDirectory
-from east_ray.stages import weight_mapping
 from east_ray.uncertainty import Mapping as WeightMapping
 
 MAX_PLACES = 4  # arms of the last round that get figures of their own

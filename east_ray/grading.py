@@ -18,7 +18,8 @@ from typing import Any, Self
 import pyarrow as pa
 
 from east_ray.answers import Extraction, extract_answer
-from east_ray.canonical import Meaning, agree, read
+from east_ray.canonical import read
+from east_ray.meaning import Meaning, agree
 from east_ray.notation import normalise
 from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT
 from east_ray.sandbox import Sandbox

@@ -21,6 +21,7 @@ from east_ray import shards
 from east_ray.questions import load_tokenizer, read_rows, text_key
 from east_ray.records import SAMPLES, UserError
 from east_ray.runs import RunDirectory
+from east_ray.samples import unsampled
 from east_ray.sections import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def completions_of(row: dict[str, Any], where: str) -> tuple[list[str], list[str
 
 
 def _shard(asked: pa.Table, lines: Sequence[tuple[int, list[str], list[str]]], tokenizer: Any, file: str) -> pa.Table:
-    rows = [shards.unsampled(question) for question in asked.to_pylist()]
+    rows = [unsampled(question) for question in asked.to_pylist()]
     for index, texts, reasons in lines:
         rows[index]["completions"] += texts
         rows[index]["finish_reasons"] += reasons

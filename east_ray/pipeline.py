@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from east_ray import stages
+from east_ray.arms import Group, Policy, splits_to_evaluate
 from east_ray.config import Config
 from east_ray.runs import RunDirectory
-from east_ray.stages import Group, Policy
 from east_ray.steps import Step, restart_from, run_steps
 
 
@@ -39,7 +39,7 @@ def algorithm(run: RunDirectory, config: Config) -> Iterator[Step]:
             arm.name: Policy(run.uri_of(part.outputs[0]), part) for arm, part in zip(arms, models.parts, strict=True)
         }
         measured = {"default": base, **policies} if t == 0 else policies
-        for split in stages.splits_to_evaluate(config):
+        for split in splits_to_evaluate(config):
             yield stages.evaluate(run, config, t, split, measured, questions)
 
 

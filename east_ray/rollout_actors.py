@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from east_ray import shards, storage
 from east_ray.adaptive import wanted_samples
@@ -31,9 +30,10 @@ from east_ray.engine import (
     one_line,
     question_seed,
 )
-from east_ray.records import SAMPLES, UserError
+from east_ray.records import UserError
 from east_ray.rollout_progress import Report
 from east_ray.runs import RunDirectory
+from east_ray.samples import sample_shard
 from east_ray.sections import GradingConfig, ModelConfig, SamplingConfig
 
 ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
@@ -60,7 +60,6 @@ class Plan:
     sampling: SamplingConfig
     seed: int
     round_index: int
-    longest_prompt: int
     session: str
     open_engine: OpenEngine
 
@@ -80,9 +79,8 @@ class Sampler:
         self._loaded = plan.jobs[0].model
         try:
             rank = max(adapter_rank(job.model) for job in plan.jobs)
-            settings = EngineSettings(
-                storage.local_copy(self._loaded), plan.model, plan.sampling, plan.longest_prompt, rank
-            )
+            longest = max(shards.longest_prompt(plan.run, questions) for questions in {j.questions for j in plan.jobs})
+            settings = EngineSettings(storage.local_copy(self._loaded), plan.model, plan.sampling, longest, rank)
             self._engine: Engine = plan.open_engine(settings)
         except Exception as error:
             self._failure = explain_failure(error, self._loaded, plan.sampling)
@@ -191,51 +189,13 @@ def exit_promptly() -> None:
 
 def adapter_rank(model: str) -> int:
     """Rank of the LoRA adapter in a directory; 0 when it holds a whole model, or is a hub name."""
-    uri = storage.join(model, "adapter_config.json")
     if storage.is_local(model):
-        config = (
-            Path(model, "adapter_config.json").read_bytes() if Path(model, "adapter_config.json").is_file() else b"{}"
-        )
+        file = Path(model, "adapter_config.json")
+        config = file.read_bytes() if file.is_file() else b"{}"
     else:
+        uri = storage.join(model, "adapter_config.json")
         config = storage.read_bytes(uri) if storage.exists(uri) else b"{}"
     return int(json.loads(config).get("r", 0))
-
-
-def sample_shard(
-    questions: pa.Table,
-    before: pa.Table | None,
-    *,
-    num_samples: int | np.ndarray,
-    seed_of: Callable[[str], int],
-    generate: Callable[[Sequence[Request]], list[Result]],
-) -> pa.Table:
-    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions (for all or for each) or a reason in `shortfall`.
-
-    Only what `before`, an earlier and smaller set of completions of the same questions, lacks is sampled.
-    """
-    asked = questions.select(["question_id", "reference", "prompt_hash", "prompt_token_ids"]).to_pylist()
-    kept = before.to_pylist() if before is not None else [shards.unsampled(question) for question in asked]
-    for question, old in zip(asked, kept, strict=True):
-        if (question["question_id"], question["prompt_hash"]) != (old["question_id"], old["prompt_hash"]):
-            raise UserError(
-                f"question {old['question_id']!r} was sampled from another prompt than {question['question_id']!r} has "
-                f"now; choose another run.dir, or --restart-from sample"
-            )
-    wanted = np.broadcast_to(num_samples, len(asked)).tolist()
-    short = [i for i, old in enumerate(kept) if len(old["completions"]) < wanted[i]]
-    requests = [
-        Request(
-            asked[i]["question_id"],
-            asked[i]["prompt_token_ids"],
-            wanted[i] - len(kept[i]["completions"]),
-            seed_of(asked[i]["question_id"]) + len(kept[i]["completions"]),
-        )
-        for i in short
-    ]
-    rows = list(kept)
-    for i, request, result in zip(short, requests, generate(requests), strict=True):
-        rows[i] = _extended(kept[i], request, result)
-    return pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
 def _wanted(plan: Plan, job: RolloutJob, index: int) -> int | np.ndarray:
@@ -253,21 +213,6 @@ def _wanted(plan: Plan, job: RolloutJob, index: int) -> int | np.ndarray:
         max_samples=sampling.num_samples,
         width=sampling.adaptive.width,
     )
-
-
-def _extended(row: dict[str, Any], request: Request, result: Result) -> dict[str, Any]:
-    if isinstance(result, Refusal):
-        return {**row, "shortfall": result.reason}
-    shortfall = (
-        None if len(result) == request.num_samples else f"the engine returned {len(result)} of {request.num_samples}"
-    )
-    return {
-        **row,
-        "completions": row["completions"] + [c.text for c in result],
-        "finish_reasons": row["finish_reasons"] + [c.finish_reason for c in result],
-        "completion_tokens": row["completion_tokens"] + [c.num_tokens for c in result],
-        "shortfall": shortfall,
-    }
 
 
 class Gate:

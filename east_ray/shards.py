@@ -129,20 +129,6 @@ def unfinished(
     return shards
 
 
-def unsampled(question: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a question that has no completions yet (records.SAMPLES)."""
-    return {
-        "question_id": question["question_id"],
-        "reference": question["reference"],
-        "prompt_hash": question["prompt_hash"],
-        "prompt_tokens": len(question["prompt_token_ids"]),
-        "completions": [],
-        "finish_reasons": [],
-        "completion_tokens": [],
-        "shortfall": None,
-    }
-
-
 def digest(samples: pa.Table) -> str:
     """16 hex digits of what was sampled: every question's id, completions and finish reasons, in order."""
     state = hashlib.sha256()
@@ -150,6 +136,18 @@ def digest(samples: pa.Table) -> str:
         for row in batch.to_pylist():
             state.update(json.dumps(row, sort_keys=True).encode())
     return state.hexdigest()[:16]
+
+
+def count_questions(run: RunDirectory, questions: str) -> int:
+    """How many rows a questions file has, from its footer."""
+    return pq.read_metadata(run.path(questions), filesystem=run.filesystem).num_rows
+
+
+def longest_prompt(run: RunDirectory, questions: str) -> int:
+    """Tokens of the longest prompt in a questions file."""
+    with run.filesystem.open_input_file(run.path(questions)) as stream:
+        batches = pq.ParquetFile(stream).iter_batches(columns=["prompt_token_ids"])
+        return max((length for batch in batches for length in batch.column(0).value_lengths().to_pylist()), default=0)
 
 
 def questions_of_shard(run: RunDirectory, questions: str, index: int, questions_per_shard: int) -> pa.Table:

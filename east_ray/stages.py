@@ -5,43 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
+from east_ray.arms import Group, Policy, losses_of, mappings_of, weight_mapping
 from east_ray.config import Arm, Config
 from east_ray.runs import RunDirectory, fingerprint, fingerprint_source
 from east_ray.steps import Part, Step
 from east_ray.training_job import check_trackers
-from east_ray.uncertainty import Mapping as WeightMapping
 
 logger = logging.getLogger(__name__)
 
 SPLITS = {"validation": "validate", "test": "evaluate"}
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A model at some point of the run: where it is, and the part that trained it (None: the model we began with)."""
-
-    path: str
-    trained: Part | None = None
-
-    @property
-    def needs(self) -> dict[str, Part]:
-        return {"model": self.trained} if self.trained else {}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Arms that share one policy in round t, hence one set of samples, grades, weights and examples."""
-
-    t: int
-    arms: tuple[Arm, ...]
-    policy: Policy
-
-    @property
-    def place(self) -> str:
-        return f"round-{self.t:02d}" if self.t == 0 else f"round-{self.t:02d}/arms/{self.arms[0].name}"
 
 
 def prepare(run: RunDirectory, config: Config) -> Step:
@@ -180,16 +154,6 @@ def weigh(run: RunDirectory, config: Config, groups: Sequence[Group], questions:
     return Step("weigh", parts, work)
 
 
-def mappings_of(config: Config, arms: Sequence[Arm]) -> list[WeightMapping]:
-    """The different weight columns that these arms train with, sorted by name."""
-    return sorted({weight_mapping(config, arm) for arm in arms}, key=lambda mapping: mapping.column)
-
-
-def weight_mapping(config: Config, arm: Arm) -> WeightMapping:
-    w = config.for_arm(arm).weighting
-    return WeightMapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
-
-
 def select(
     run: RunDirectory,
     config: Config,
@@ -245,10 +209,6 @@ def select(
     return Step("select", parts, work)
 
 
-def losses_of(config: Config, arms: Sequence[Arm]) -> list[str]:
-    return sorted({config.for_arm(arm).training.loss for arm in arms})
-
-
 def train(
     run: RunDirectory, config: Config, groups: Sequence[Group], examples: Step, starts: Mapping[str, Policy]
 ) -> Step:
@@ -299,14 +259,6 @@ def train(
             yield from pool.map(lambda pair: train_arm(*pair), chosen)
 
     return Step("train", parts, work)
-
-
-def splits_to_evaluate(config: Config) -> Iterator[str]:
-    """The held-out questions when there are any, then the test questions when there are any."""
-    if config.questions.validation_share > 0:
-        yield "validation"
-    if config.questions.test:
-        yield "test"
 
 
 def evaluate(

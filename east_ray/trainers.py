@@ -19,9 +19,7 @@ import numpy as np
 import peft
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from transformers.integrations.integration_utils import is_tensorboard_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.base_trainer import _BaseTrainer
@@ -35,7 +33,8 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from east_ray.batches import TrainingPlan
 from east_ray.losses import example_losses, local_weights
-from east_ray.sections import LoraConfig, TrainingConfig
+from east_ray.sections import TrainingConfig
+from east_ray.trainer_inputs import Positions, lora_config, trainer_settings
 
 
 def make_trainer(
@@ -57,42 +56,16 @@ def make_trainer(
     `rows` come from `tokens.tokenise_examples`. `deepspeed` is a DeepSpeed configuration, None for plain PyTorch.
     """
     trainer_class, config_class = TRAINERS[training.loss]
-    settings: dict[str, Any] = {} if training.loss == "sft" else {"beta": training.beta}
     # Read by transformers' TensorBoard callback. Not inside output_dir, which does not outlive the training.
     os.environ["TENSORBOARD_LOGGING_DIR"] = os.path.join(os.path.dirname(output_dir), "tensorboard")
-    if training.loss == "dpo":
-        settings["precompute_ref_log_probs"] = training.precompute_reference
     arguments = config_class(
         output_dir=output_dir,
         per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        num_train_epochs=1,  # the plan holds all epochs
-        train_sampling_strategy="sequential",
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=training.warmup_ratio,  # a float below 1 is a ratio since transformers 5
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch",
-        bf16=dtype == "bfloat16",
-        fp16=dtype == "float16",
-        gradient_checkpointing=training.gradient_checkpointing,
-        max_length=None,
-        router_aux_loss_coef=0.0,  # a mixture's balancing loss is no sum over examples, so it cannot be weighted
-        remove_unused_columns=False,
-        seed=seed,
-        use_cpu=not training.use_gpu,
-        deepspeed=deepspeed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=training.checkpoint_steps,
-        report_to=trackers(training.report_to),
-        disable_tqdm=True,
-        dataloader_pin_memory=training.use_gpu,
         model_init_kwargs={"dtype": dtype, "trust_remote_code": trust_remote_code},
         trust_remote_code=trust_remote_code,
-        **settings,
+        seed=seed,
+        deepspeed=deepspeed,
+        **trainer_settings(training, dtype),
     )
     trainer = trainer_class(
         model=model_path,
@@ -104,35 +77,6 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # prints every step on every worker
     return trainer
-
-
-def trackers(report_to: Sequence[str]) -> list[str]:
-    """The trackers to log to: those named, else TensorBoard where it is installed; "none" names none."""
-    return list(report_to) or (["tensorboard"] if is_tensorboard_available() else ["none"])
-
-
-class Positions(Dataset):
-    """The examples in training order: item p is the example at position p of the plan, with its multiplier."""
-
-    def __init__(self, rows: pa.Table, plan: TrainingPlan, weight_N: np.ndarray, loss: str) -> None:
-        self.rows: Any = datasets.Dataset(rows)
-        self.plan, self.weight_N, self.loss = plan, weight_N, loss
-        self.neighbour_P = plan.neighbour_P
-
-    def __len__(self) -> int:
-        return len(self.plan.row_P)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        row = self.rows[int(self.plan.row_P[position])]
-        item = {"multiplier": float(self.plan.multiplier_P[position])}
-        if self.loss == "sft":
-            ids = row["prompt_ids"] + row["completion_ids"]
-            # TRL divides by the number of labels in a step, and padding must not count.
-            unlabelled = len(ids) if self.plan.padding_P[position] else len(row["prompt_ids"])
-            return {**item, "input_ids": ids, "labels": [-100] * unlabelled + ids[unlabelled:]}
-        if self.loss == "kto":
-            row["KL_completion_ids"] = self.rows[int(self.neighbour_P[position])]["completion_ids"]
-        return {**item, **row}
 
 
 class WeightedTrainer(_BaseTrainer):
@@ -353,15 +297,3 @@ class _ScaleGradient(torch.autograd.Function):
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         (scale,) = context.saved_tensors
         return (gradient * scale).to(gradient.dtype), None
-
-
-def lora_config(lora: LoraConfig | None) -> peft.LoraConfig | None:
-    if lora is None:
-        return None
-    return peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )

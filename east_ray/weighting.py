@@ -106,7 +106,7 @@ def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = froze
     columns = {
         "question_id": grades["question_id"],
         "num_clusters": np.diff(grades["cluster_sizes"].combine_chunks().offsets.to_numpy()),
-        **{name: measure(grades, name) for name in ("entropy", "inaccuracy", "dominant_wrong")},
+        **{name: measure(grades, name) for name in MEASURE_FUNCTIONS if name in MEASURES.names},
         "mean_tokens": grades["mean_tokens"],
         "reason": drop_reasons(grades, keep, excluded),
     }

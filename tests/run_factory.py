@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from east_ray.arms import mappings_of
 from east_ray.config import Arm, Config, from_dict
 from east_ray.evaluation import EVALUATIONS, summarise
 from east_ray.records import CORRECT, EXAMPLES, GRADES, INCORRECT, MEASURES, QUESTIONS, SAMPLES
 from east_ray.runs import RunDirectory, jsonable
-from east_ray.stages import weight_mapping
 from east_ray.uncertainty import Mapping, entropy, weights
 
 
@@ -112,7 +112,7 @@ def _round(
         run.write_table(pa.Table.from_pylist(grades[start : start + 32], schema=GRADES), place, "grades", name)
     table = pa.Table.from_pylist(measures, schema=MEASURES)
     kept = np.array([row["reason"] is None for row in measures])
-    mappings = sorted({weight_mapping(config, arm) for arm in arms}, key=lambda mapping: mapping.column)
+    mappings = mappings_of(config, arms)
     columns = {mapping.column: _weights(table, kept, mapping) for mapping in mappings}
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, pa.float64()))

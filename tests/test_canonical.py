@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from east_ray.canonical import agree, read
+from east_ray.canonical import read
+from east_ray.meaning import agree
 from east_ray.notation import normalise
 
 

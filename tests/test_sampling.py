@@ -24,7 +24,8 @@ from east_ray.engine import (
     question_seed,
 )
 from east_ray.records import QUESTIONS, SAMPLES, UserError, prompt_hash
-from east_ray.rollout_actors import adapter_rank, sample_shard
+from east_ray.rollout_actors import adapter_rank
+from east_ray.samples import sample_shard
 from east_ray.sampling import InProcessEngine, engine_args, open_engine
 from east_ray.sections import ModelConfig, SamplingConfig
 from tests.fake_engine import FakeEngine, completion

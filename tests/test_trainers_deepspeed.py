@@ -18,7 +18,7 @@ from training_rows import MODEL, config, distance, explicit_gradient, nudge, pla
 from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
-from east_ray.trainers import lora_config
+from east_ray.trainer_inputs import lora_config
 
 RATE = 1e4
 EXACT = {"sft": 1e-6, "dpo": 1e-6, "kto": 5e-6}
