@@ -29,6 +29,7 @@ class TrainingPlan:
 
     @property
     def num_steps(self) -> int:
+        """Optimizer steps of the whole training."""
         return len(self.row_P) // self.batch_size
 
     @property

@@ -174,6 +174,7 @@ def compare_rounds(f: Findings, arms: Collection[str]) -> dict[int, list[Compari
 
 
 def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
+    """Accuracy of every arm after each round, beside its vanilla's."""
     body = [
         (
             f"{row.name}, round {t}",
@@ -190,6 +191,7 @@ def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
 
 
 def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
+    """What became of the training questions, arm by arm and round by round."""
     columns = ("arm, round", *STATES, "pass@1", "pass@k", "tokens", "different answers")
     rows = [
         (
@@ -275,4 +277,5 @@ def difference(row: Comparison) -> str:
 
 
 def interval(low: float, high: float) -> str:
+    """[61.2, 64.0] from shares."""
     return f"[{100 * low:.1f}, {100 * high:.1f}]"

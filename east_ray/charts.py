@@ -25,6 +25,7 @@ MAX_DOTS = 4000  # more dots than this hide each other and weigh down the page
 
 
 def accuracy_forest(bars: Sequence[Bar], confidence: float, num_questions: int) -> Forest:
+    """Every arm's accuracy with its interval, and a mark at the first bar's, the model before training."""
     return Forest(
         name="accuracy",
         title="Accuracy on the test questions",

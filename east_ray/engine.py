@@ -28,6 +28,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
+    """One sampled text. `num_tokens` counts what was generated, the end of sequence included."""
+
     text: str
     finish_reason: str  # "stop" or "length"
     num_tokens: int
@@ -59,6 +61,8 @@ class EngineSettings:
 
 
 class Engine(Protocol):
+    """What the pool asks of an engine. `generate` raises EngineDied when only a new engine can go on."""
+
     def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
         """Sample every request; several threads may call at once. `finished` hears of each as it leaves the engine."""
         ...

@@ -52,6 +52,7 @@ class Plot:
     shade_label: str = ""
 
     def rows(self) -> list[dict[str, object]]:
+        """One row per point, then one per mark."""
         rows: list[dict[str, object]] = []
         for series in self.series:
             for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
@@ -88,11 +89,14 @@ class Forest:
     percent: bool = True
 
     def rows(self) -> list[dict[str, object]]:
+        """One row per bar."""
         return [{"label": b.label, "value": b.value, "low": b.low, "high": b.high} for b in self.bars]
 
 
 @dataclass(frozen=True)
 class Node:
+    """One bar of a flow's column: `count` questions in the state `label`."""
+
     label: str
     count: int
     color: int = NEUTRAL
@@ -110,6 +114,7 @@ class Flow:
     headings: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, object]]:
+        """One row per link."""
         return [
             {"step": column, "from": self.columns[column][a].label, "to": self.columns[column + 1][b].label, "count": n}
             for column, a, b, n in self.links

@@ -31,6 +31,8 @@ METHOD_COLORS = {"entropy": EAST, "inaccuracy": 3, "dominant_wrong": 4, "wpo": 5
 
 @dataclass(frozen=True)
 class Table:
+    """A table of the page: headings, rows of text, and a caption below."""
+
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
@@ -63,6 +65,7 @@ class Findings:
     groups: Mapping[str, tuple[str, ...]]  # arms that differ in their seed alone
 
     def arm(self, name: str) -> Arm:
+        """The config's arm of that name."""
         return next(arm for arm in self.config.arms if arm.name == name)
 
     def color(self, name: str) -> int:
@@ -140,6 +143,7 @@ def _is_equal(mapping: WeightMapping) -> bool:
 
 
 def bar_of(f: Findings, row: Comparison) -> Bar:
+    """An arm's accuracy as a forest's row, in the arm's colour."""
     return Bar(row.name, row.accuracy, row.low, row.high, f.color(row.members[0]))
 
 
@@ -149,8 +153,10 @@ def titled(figure: Figure, name: str, several: bool) -> Figure:
 
 
 def figure5_name(place: str) -> str:
+    """Name of the file that holds a place's uncertainty map."""
     return f"figure5_uncertainty_{slug(place)}"
 
 
 def slug(text: str) -> str:
+    """Text as part of a file name: letters and digits, all else an underscore."""
     return "".join(c if c.isalnum() else "_" for c in text)

@@ -40,6 +40,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
+        """All weights, embeddings and norms included."""
         per_layer = sum(inputs * outputs for inputs, outputs in self.linears) + 2 * self.hidden
         return self.layers * per_layer + self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
@@ -51,6 +52,7 @@ class Architecture:
         return self.layers * sum(lora.rank * sum(sizes[name]) for name in chosen if name in sizes)
 
     def kv_bytes_per_token(self, dtype: str) -> int:
+        """Keys and values of one token in all layers, bytes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
     def forward_flops(self, tokens: float, context: float) -> float:
@@ -127,6 +129,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """GiB."""
         return sum(self.parts.values())
 
 

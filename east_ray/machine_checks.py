@@ -39,6 +39,7 @@ class Finding:
 
 
 def installed_version(name: str) -> str | None:
+    """Version of an installed package, None when it is not."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -46,6 +47,7 @@ def installed_version(name: str) -> str | None:
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
+    """A Python version that all of the stack supports."""
     text = ".".join(map(str, version))
     if (3, 11) <= version < (3, 13):
         return Finding("python", "ok", text)

@@ -23,6 +23,7 @@ class Column:
 
     @property
     def title(self) -> str:
+        """Model and data set, as the page names the column."""
         return f"{self.model}, {self.dataset}"
 
     def accuracy(self, loss: str, method: str) -> float:

@@ -69,6 +69,7 @@ class Phase:
 
     @property
     def device_hours(self) -> float:
+        """What is paid for: devices times wall time, hours."""
         return self.devices * self.seconds / HOUR
 
 
@@ -87,18 +88,22 @@ class PoolPlan:
 
     @property
     def seconds(self) -> float:
+        """Wall time of all phases, one after the other."""
         return sum(phase.seconds for phase in self.phases)
 
     @property
     def grading_is_slow(self) -> bool:
+        """Would grading still be going on when sampling has ended?"""
         return self.grading_seconds > sum(phase.seconds for phase in self.phases if phase.interruptible)
 
     @property
     def sampling_fits(self) -> bool:
+        """Does one engine's KV cache hold at least the longest sequence?"""
         return self.kv_tokens >= self.longest_tokens
 
     @property
     def training_fits(self) -> bool:
+        """Does one worker's share fit its device?"""
         return self.training.total <= self.device.memory_gib
 
     def price(self, *, spot: bool) -> float:
@@ -111,6 +116,8 @@ class PoolPlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """A config's cost on each of some pools, and what was measured of it so far."""
+
     config: Config
     architecture: Architecture
     workload: Workload
@@ -143,6 +150,7 @@ def plan(config: Config, pools: Sequence[str] = ()) -> Plan:
 
 
 def read_devices() -> dict[str, Device]:
+    """The rows of prices.toml by name."""
     return {key: Device(**row) for key, row in tomllib.loads(PRICES.read_text(encoding="utf-8")).items()}
 
 

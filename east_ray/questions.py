@@ -45,6 +45,8 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionsSummary:
+    """Questions per split; `longest_prompt` in tokens."""
+
     train: int
     validation: int
     test: int
@@ -279,6 +281,7 @@ def _optional(value: Any) -> str | None:
 
 
 def text_key(text: str) -> str:
+    """Equal for texts that differ in spaces and case alone."""
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 

@@ -225,6 +225,7 @@ class Gate:
 
     @contextmanager
     def enter(self, key: Any) -> Iterator[None]:
+        """Wait for one's turn; the key is inside until the block ends."""
         with self._condition:
             self._condition.wait_for(lambda: self._inside == 0 or self._key == key)
             self._key, self._inside = key, self._inside + 1

@@ -29,6 +29,7 @@ class Report:
         self._sent = time.monotonic()
 
     def add(self, result: Result) -> None:
+        """Count one request that the engine has finished; from any of its threads."""
         completions = [] if isinstance(result, Refusal) else result
         tokens, truncated = (
             sum(c.num_tokens for c in completions),
@@ -46,6 +47,7 @@ class Report:
             self.send()
 
     def send(self) -> None:
+        """Tell the tally now: all that was counted so far."""
         self._sent = time.monotonic()
         self._tally.report.remote(self._key, dict(self._counts))
 
@@ -57,9 +59,11 @@ class Tally:
         self._counts: dict[tuple[int, int], dict[str, int]] = {}
 
     def report(self, shard: tuple[int, int], counts: dict[str, int]) -> None:
+        """Replace what was known of a shard, (job, number)."""
         self._counts[shard] = counts
 
     def totals(self) -> dict[str, int]:
+        """Sums over all shards."""
         total = Counter[str]()
         for counts in self._counts.values():
             total.update(counts)
@@ -82,6 +86,7 @@ class LiveLine:
         self._graded.update({"questions": row["questions"], "samples": row["graded"], "correct": row["correct"]})
 
     def refresh(self) -> None:
+        """Ask the tally; when it does not answer, the line keeps what it had."""
         import ray
         from ray.exceptions import RayError
 
@@ -92,6 +97,7 @@ class LiveLine:
 
     @property
     def questions(self) -> int:
+        """Finished questions: sampled ones, or graded ones where that is further (shards that needed no engine)."""
         return max(self._sampled["questions"], self._graded["questions"])
 
     @property

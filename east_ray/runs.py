@@ -156,6 +156,7 @@ class Stage:
     name: str
 
     def manifest(self) -> dict[str, Any] | None:
+        """What `complete` wrote; None while the stage is not complete. UserError when the file is damaged."""
         return self._record(MANIFEST, {"inputs": dict, "settings": dict, "fingerprint": str, "facts": dict})
 
     def _record(self, name: str, fields: Mapping[str, type]) -> dict[str, Any] | None:

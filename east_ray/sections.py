@@ -30,6 +30,8 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
+    """The model a run begins with."""
+
     path: str = Field(
         description="Hugging Face model directory, or a hub name such as meta-llama/Llama-3.2-1B-Instruct."
     )
@@ -43,6 +45,8 @@ class ModelConfig(Section):
 
 
 class QuestionsConfig(Section):
+    """Where questions come from, and how they are asked."""
+
     train: str = Field(
         description="JSONL or Parquet file (local, s3://, gs://), or a hub dataset as hf://owner/name[/config]:split."
     )
@@ -74,6 +78,8 @@ class QuestionsConfig(Section):
 
 
 class AdaptiveConfig(Section):
+    """When a question has been sampled often enough (`adaptive.py`)."""
+
     min_samples: int = Field(default=16, ge=2, description="Completions every question starts with.")
     width: float = Field(
         default=0.8,
@@ -83,6 +89,8 @@ class AdaptiveConfig(Section):
 
 
 class SamplingConfig(Section):
+    """How completions are drawn, and on what."""
+
     num_samples: int = Field(default=128, ge=1, description="n, completions per question (4.1).")
     temperature: float = Field(
         default=1.0, ge=0, description="Sampling temperature; 1.0 measures the model's own distribution."
@@ -133,6 +141,8 @@ class SamplingConfig(Section):
 
 
 class GradingConfig(Section):
+    """What counts as an answer, and which answers are one."""
+
     cluster: Literal["canonical", "string"] = Field(
         default="canonical",
         description="Cluster answers by mathematical meaning, or by their string as the released scripts do.",
@@ -156,6 +166,8 @@ class GradingConfig(Section):
 
 
 class WeightingConfig(Section):
+    """From a question's uncertainty to its weight (eqs. 1 to 6)."""
+
     measure: Measure = Field(default="entropy", description="entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
     mapping: MappingName = Field(default="power", description="power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
     exponent: float = Field(
@@ -185,6 +197,8 @@ class WeightingConfig(Section):
 
 
 class SelectionConfig(Section):
+    """Which questions are trained on, and with which of their completions."""
+
     keep: Literal["mixed", "solved"] = Field(
         default="mixed",
         description="Keep questions with a correct and an incorrect completion (released scripts), or any correct one (paper's SFT).",
@@ -202,15 +216,21 @@ class SelectionConfig(Section):
 
 
 class SftConfig(Section):
+    """Settings of the SFT loss alone."""
+
     learning_rate: float = Field(default=2e-6, gt=0, description="Peak learning rate (4.1).")
 
 
 class PreferenceConfig(Section):
+    """Settings of a preference loss (DPO, KTO) alone."""
+
     learning_rate: float = Field(default=2e-7, gt=0, description="Peak learning rate (4.1).")
     beta: float = Field(default=0.01, gt=0, description="Strength of the pull towards the reference model (4.1).")
 
 
 class LoraConfig(Section):
+    """A low-rank adapter, in peft's terms."""
+
     rank: int = Field(default=16, ge=1, description="Rank (B.2).")
     alpha: int = Field(default=16, ge=1, description="Scaling alpha (B.2).")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
@@ -220,6 +240,8 @@ class LoraConfig(Section):
 
 
 class TrainingConfig(Section):
+    """How an arm is trained, and on what."""
+
     loss: Loss = Field(default="sft", description="Which loss is weighted (eq. 7): sft, dpo or kto.")
     sft: SftConfig = Field(default_factory=SftConfig, description="Settings used when loss = sft.")
     dpo: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Settings used when loss = dpo.")
@@ -275,14 +297,17 @@ class TrainingConfig(Section):
 
     @property
     def learning_rate(self) -> float:
+        """Of the loss that is trained."""
         return getattr(self, self.loss).learning_rate
 
     @property
     def beta(self) -> float | None:
+        """Of the loss that is trained; None for SFT."""
         return None if self.loss == "sft" else getattr(self, self.loss).beta
 
     @property
     def gradient_accumulation_steps(self) -> int:
+        """Micro-batches per worker and optimizer step."""
         return self.batch_size // (self.micro_batch_size * self.workers)
 
     @model_validator(mode="after")
@@ -301,6 +326,8 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """What is measured, and how surely."""
+
     num_samples: int = Field(
         default=0,
         ge=0,

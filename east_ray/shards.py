@@ -36,6 +36,7 @@ def shard_name(index: int) -> str:
 
 
 def count_shards(num_questions: int, questions_per_shard: int) -> int:
+    """Shards that so many questions make; the last may hold fewer."""
     return -(-num_questions // questions_per_shard)
 
 

@@ -29,6 +29,7 @@ class Part:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
+        """Fingerprint of everything it reads, by name."""
         return {**self.external, **{name: part.fingerprint for name, part in self.needs.items()}}
 
     @cached_property
@@ -38,12 +39,15 @@ class Part:
 
     @property
     def is_finished(self) -> bool:
+        """Is there a manifest of just these inputs and settings? UserError when it is of others."""
         return self.stage.is_current(self.inputs, self.settings, self.growing)
 
     def begin(self) -> None:
+        """Record what is about to be made, before any of it is."""
         self.stage.begin(self.inputs, self.settings)
 
     def complete(self, **facts: Any) -> None:
+        """Write the manifest, which makes it finished; `facts` go into it."""
         self.stage.complete(self.inputs, self.settings, **facts)
 
     @contextmanager

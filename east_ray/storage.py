@@ -36,6 +36,7 @@ R = TypeVar("R")
 
 
 def is_local(uri: str) -> bool:
+    """Is it a path on this machine, or the name of a hub model?"""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -102,6 +103,7 @@ def explain_errors(method: Callable[Concatenate[str, P], R]) -> Callable[Concate
 
 @explain_errors
 def exists(uri: str) -> bool:
+    """Is there such a file or directory?"""
     filesystem, path = open_filesystem(uri)
     return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
@@ -125,6 +127,7 @@ def listing(uri: str) -> list[tuple[str, int, int | None]]:
 
 @explain_errors
 def read_bytes(uri: str) -> bytes:
+    """A whole file. FileNotFoundError when there is none."""
     filesystem, path = open_filesystem(uri)
     with filesystem.open_input_stream(path) as stream:
         return stream.read()

@@ -66,6 +66,7 @@ class Board:
         self._news = News()
 
     def join(self, rank: int, where: str) -> None:
+        """A worker has started, for the first time or again."""
         self._news.workers[rank] = where
 
     def add(self, row: dict[str, Any]) -> None:
@@ -73,8 +74,10 @@ class Board:
         self._news.log = [old for old in self._news.log if old["step"] < row["step"]] + [row]
 
     def tell(self, **news: Any) -> None:
+        """Set fields of News."""
         for name, value in news.items():
             setattr(self._news, name, value)
 
     def read(self) -> News:
+        """All there is so far."""
         return self._news

@@ -151,6 +151,7 @@ def settings_of(training: TrainingConfig) -> dict[str, Any]:
 
 
 def check_settings(job: TrainingJob, directory: str) -> None:
+    """UserError when a checkpoint was written under settings that cut its shards otherwise."""
     with open(os.path.join(directory, SETTINGS)) as file:
         saved = json.load(file)
     changed = {name: value for name, value in settings_of(job.training).items() if saved.get(name) != value}

@@ -99,6 +99,7 @@ def seeds(rows: Sequence[Comparison]) -> str:
 
 
 def percent(share: float) -> str:
+    """A share as 61.2%."""
     return f"{100 * share:.1f}%"
 
 

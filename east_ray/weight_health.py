@@ -28,6 +28,7 @@ class Health:
 
     @staticmethod
     def of(weights: np.ndarray, tokens: np.ndarray) -> Health:
+        """The sums of one shard: w and t of its kept questions, in the same order."""
         positive = weights[weights > 0]
         bins = np.floor(np.log2(positive) * BINS_PER_OCTAVE).astype(np.int64)
         histogram = {int(b): (int((bins == b).sum()), exact_sum(positive[bins == b])) for b in np.unique(bins)}

@@ -110,6 +110,7 @@ def training(f: Findings) -> Chapter | None:
 
 
 def read_log(f: Findings, arm: str) -> list[dict[str, Any]]:
+    """The rows of an arm's training logs, steps counted through its rounds; none when it was not trained."""
     rows: list[dict[str, Any]] = []
     for t in range(f.config.run.rounds):
         parts = (f"round-{t:02d}/arms/{arm}/training", "log.jsonl")
@@ -164,6 +165,7 @@ def details(f: Findings) -> Chapter | None:
 
 
 def greedy_table(metrics: Mapping[str, dict[str, Any]]) -> Table:
+    """What else the greedy answers showed: length, cut off, unanswered, undecided."""
     return Table(
         ("model", "accuracy", "mean tokens", "truncated", "no answer", "not gradable"),
         tuple(
@@ -238,6 +240,7 @@ def tokens_of(facts: Mapping[str, Any]) -> int:
 
 
 def duration(seconds: float) -> str:
+    """Seconds as 12.3 s, 3 min 20 s or 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
