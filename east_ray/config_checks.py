@@ -18,6 +18,7 @@ from east_ray.plan import plan
 from east_ray.questions import load_tokenizer
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
+from east_ray.storage import check_hub_name, is_local
 
 PROBE = "What is 2 + 2?"
 
@@ -57,7 +58,7 @@ def check_host_memory(config: Config, available_bytes: int | None = None) -> Ite
     except UserError as error:
         yield Finding("memory", "fail", str(error), "correct model.path")
         return
-    engines, cache = config.sampling.max_engines, config.sampling.kv_cache_gib or 1.0
+    engines, cache = config.sampling.max_engines, config.sampling.kv_cache_gib
     needed = engines * (weights + cache + 1.5)  # an engine process without either takes 1.5 GiB
     detail = f"{engines} CPU engine(s) need {needed:.1f} GiB, {available:.1f} GiB are free"
     if needed > available:
@@ -118,12 +119,17 @@ def check_hub(
     token: Callable[[], str | None] | None = None,
     access: Callable[[str], None] | None = None,
 ) -> Iterator[Finding]:
-    """Can the model be fetched? `token` and `access` are the hub client's; a local directory needs neither."""
-    if os.path.isdir(config.model.path):
+    """Can the model be fetched? `token` and `access` are the hub client's; a directory, here or on a store, needs neither."""
+    if os.path.isdir(config.model.path) or not is_local(config.model.path):
         return
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    try:
+        check_hub_name(config.model.path)
+    except UserError as error:
+        yield Finding("model", "fail", str(error).split("; ")[0], "correct model.path")
+        return
     repo, token, access = config.model.path, token or huggingface_hub.get_token, access or huggingface_hub.auth_check
     if environment.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         yield Finding(

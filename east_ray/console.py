@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -43,6 +44,7 @@ def set_up_logging(verbose: bool = False) -> None:
     logging.getLogger("east_ray").setLevel(logging.DEBUG if verbose else logging.INFO)
     if verbose:
         return
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its logger's level when it is imported, later
     for name in ("ray", "ray.data", "ray.train", "vllm", "deepspeed", "transformers", "torch", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

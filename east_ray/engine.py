@@ -13,8 +13,6 @@ from typing import Protocol
 from east_ray.records import UserError
 from east_ray.sections import ModelConfig, SamplingConfig
 
-DEFAULT_CPU_KV_CACHE_GIB = 4.0
-
 
 @dataclass(frozen=True)
 class Request:
@@ -94,7 +92,7 @@ def explain_failure(error: Exception, model: str, sampling: SamplingConfig) -> s
     if "KV cache" in reason or "kv cache" in reason or "memory" in reason:
         on_gpu = "lower sampling.engine_args.max_model_len, or raise sampling.engine_args.gpu_memory_utilization"
         on_cpu = (
-            f"sampling.kv_cache_gib={sampling.kv_cache_gib or DEFAULT_CPU_KV_CACHE_GIB:g} does not suit this machine and model: "
+            f"sampling.kv_cache_gib={sampling.kv_cache_gib:g} does not suit this machine and model: "
             f"set it to what is needed and free, or lower sampling.max_new_tokens"
         )
         return f"{on_gpu if sampling.gpus_per_engine > 0 else on_cpu} (vLLM: {reason})"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from east_ray import storage
 from east_ray.records import UserError
 from east_ray.sections import LoraConfig, ModelConfig, TrainingConfig
 
@@ -87,6 +88,13 @@ def read_architecture(model: ModelConfig) -> Architecture:
         if not (local / "config.json").exists():
             raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model directory")
         return from_hf_config(json.loads((local / "config.json").read_text(encoding="utf-8")), model.path)
+    if not storage.is_local(model.path):
+        try:
+            config = json.loads(storage.read_bytes(storage.join(model.path, "config.json")))
+        except FileNotFoundError:
+            raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model") from None
+        return from_hf_config(config, model.path)
+    storage.check_hub_name(model.path)
     if known := KNOWN.get(model.path.lower()):
         return known
     from huggingface_hub import hf_hub_download

@@ -203,7 +203,7 @@ def engine_memory(
     per_token = architecture.kv_bytes_per_token(config.model.dtype)
     weights = architecture.parameters * DTYPE_BYTES[config.model.dtype] / devices / GIB
     if config.sampling.gpus_per_engine == 0:
-        cache = config.sampling.kv_cache_gib or 1.0
+        cache = config.sampling.kv_cache_gib
         return Memory({"weights": weights, "KV cache": cache}), cache * GIB / per_token
     share = config.sampling.engine_args.get("gpu_memory_utilization", assumed.engine_memory_share)
     cache = max(share * device.memory_gib - weights - assumed.engine_reserve_gib, 0)

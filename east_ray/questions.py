@@ -123,10 +123,14 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """The model's tokenizer. UserError when there is none, or none with a chat template."""
     from transformers import AutoTokenizer
 
-    if Path(model.path).is_dir() and not (Path(model.path) / "config.json").exists():
+    is_here = Path(model.path).is_dir()
+    if is_here and not (Path(model.path) / "config.json").exists():
         raise UserError(
             f"model.path={model.path!r} has no config.json; give a Hugging Face model directory or a hub name"
         )
+    if not is_here and storage.is_local(model.path):
+        storage.check_hub_name(model.path)
+        logger.info("no directory %s here: asking the hub for a model of that name", model.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             storage.local_copy(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -138,10 +142,10 @@ def load_tokenizer(model: ModelConfig) -> Any:
                 f"model.trust_remote_code=true"
             ) from None
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model.path={model.path!r} has no usable tokenizer ({first}); copy tokenizer.json and tokenizer_config.json beside "
-            f"the weights, or check the hub name, `hf auth login` and the network"
-        ) from None
+        remedy = "copy tokenizer.json and tokenizer_config.json beside the weights"
+        if not is_here:
+            remedy = "check the path, or the hub name, `hf auth login` and the network"
+        raise UserError(f"model.path={model.path!r} has no usable tokenizer ({first}); {remedy}") from None
     if not tokenizer.chat_template:
         raise UserError(
             f"model.path={model.path!r} has no chat template; use an instruct model, or put a chat_template.jinja beside its tokenizer"

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from east_ray.engine import (
-    DEFAULT_CPU_KV_CACHE_GIB,
     Completion,
     Engine,
     EngineDied,
@@ -275,7 +274,7 @@ def engine_args(base: str, settings: EngineSettings, args_class: Any) -> dict[st
         args["enforce_eager"] = True
         # A seeded request whose prefill is split kills the CPU engine ("CPU Generator does not use offset").
         args["enable_chunked_prefill"] = False
-        args["kv_cache_memory_bytes"] = int((sampling.kv_cache_gib or DEFAULT_CPU_KV_CACHE_GIB) * (1 << 30))
+        args["kv_cache_memory_bytes"] = int(sampling.kv_cache_gib * (1 << 30))
     args |= sampling.engine_args
     if "max_model_len" not in args:
         # Just long enough, so that the KV cache of a model with a long context fits; vLLM reads the model's own limit.

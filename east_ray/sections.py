@@ -110,8 +110,8 @@ class SamplingConfig(Section):
     cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs over which one layer is split.")
     pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs over which the layers are split.")
-    kv_cache_gib: float | None = Field(
-        default=None, gt=0, description="KV cache on a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
+    kv_cache_gib: float = Field(
+        default=4.0, gt=0, description="KV cache of a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
     )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed as they are."

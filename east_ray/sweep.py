@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ def paper_arms(config: Config) -> Config:
     """This config with every arm of the paper: Table 1's methods per loss, then Figures 3 (exponents), 4 (rounds) and 5
     (measures), each once per seed. Arms that two of them share are trained once.
     """
-    arms = [arm for seed in config.reproduce.seeds for arm in _paper_arms_of_seed(config, seed)]
+    arms = [arm.model_dump() for seed in config.reproduce.seeds for arm in _paper_arms_of_seed(config, seed)]
     return _with_arms(config, arms, rounds=config.reproduce.rounds)
 
 
@@ -56,12 +57,14 @@ def _paper_arms_of_seed(config: Config, seed: int) -> Iterator[Arm]:
             )
 
 
-def _arm(settings: dict[str, Any]) -> Arm:
-    return Arm(name="+".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in settings.items()), set=settings)
+def _arm(settings: dict[str, Any]) -> dict[str, Any]:
+    """An arm that is still to be checked, named by what it sets."""
+    name = "+".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in settings.items())
+    return {"name": re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name), "set": settings}
 
 
-def _with_arms(config: Config, arms: list[Arm], **run: Any) -> Config:
+def _with_arms(config: Config, arms: list[dict[str, Any]], **run: Any) -> Config:
     data = config.model_dump()
-    data["arms"] = [arm.model_dump() for arm in arms]
+    data["arms"] = arms
     data["run"].update(run)
     return from_dict(data, source="the arms made for this command")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from east_ray.config import Arm, Config, from_dict, load
 from east_ray.records import UserError
+from east_ray.sweep import sweep_arms
 
 MINIMAL = {"model": {"path": "m"}, "questions": {"train": "q.jsonl"}}
 
@@ -114,3 +115,19 @@ def test_an_arm_changes_only_what_it_names() -> None:
     changed = config.for_arm(config.arms[0])
     assert (changed.training.loss, changed.training.beta, changed.sampling) == ("dpo", 0.3, config.sampling)
     assert changed.arms == (Arm(name="dpo", set={"training.loss": "dpo", "training.dpo.beta": 0.3}),)
+
+
+def test_a_sweep_makes_an_arm_of_every_combination_named_by_what_it_sets() -> None:
+    sweep = {"training.loss": ["sft", "dpo"], "weighting.exponent": [0, 1.5]}
+    arms = sweep_arms(from_dict(MINIMAL | {"sweep": sweep}, "test")).arms
+    assert [arm.name for arm in arms] == [
+        "loss=sft+exponent=0",
+        "loss=sft+exponent=1.5",
+        "loss=dpo+exponent=0",
+        "loss=dpo+exponent=1.5",
+    ]
+    assert arms[3].set == {"training.loss": "dpo", "weighting.exponent": 1.5}
+    with pytest.raises(UserError, match="nothing to sweep"):
+        sweep_arms(from_dict(MINIMAL, "test"))
+    with pytest.raises(UserError, match="arms share samples"):
+        sweep_arms(from_dict(MINIMAL | {"sweep": {"sampling.num_samples": [1, 2]}}, "test"))

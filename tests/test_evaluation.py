@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -278,6 +279,29 @@ def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
     assert len(verdict.sentences) == 2
     mixed = [*rows, row("good", 0.5, 0.1, 1e-6), row("bad", 0.3, -0.1, 1e-6)]
     assert describe(mixed, 0.95).headline == "Of 9 weighted arms, 1 beats plain self-training and 1 falls behind"
+
+
+def test_a_run_without_weighted_arms_says_what_training_did() -> None:
+    assert describe([DEFAULT_ROW, VANILLA_ROW], 0.95).headline == "Training moved accuracy from 10.0% to 40.0%"
+    unclear = describe([DEFAULT_ROW, row("vanilla", 0.11, None, 0.6)], 0.95)
+    assert unclear.headline == "Training made no difference that these questions could show"
+    assert "which chance alone could explain" in unclear.sentences[0]
+    alone = replace(VANILLA_ROW, to_default=None)
+    assert describe([alone], 0.95).headline == "After training: 40.0% of 1,000 questions"
+
+
+@pytest.mark.parametrize(("by", "words"), [(0.1, "beat"), (-0.1, "fall behind")])
+def test_arms_that_all_differ_one_way_are_counted_together(by: float, words: str) -> None:
+    rows = [DEFAULT_ROW, VANILLA_ROW, row("a", 0.4 + by, by, 1e-6), row("b", 0.4 + by, by, 1e-6)]
+    assert describe(rows, 0.95).headline == f"2 of 2 weighted arms {words} plain self-training"
+
+
+def test_questions_that_could_have_shown_nothing_are_said_to() -> None:
+    few = row("east", 0.41, 0.01, 1.0, detectable=math.inf)
+    assert "disagree on too few of them" in describe([DEFAULT_ROW, VANILLA_ROW, few], 0.95).sentences[1]
+    others = [row(f"a{i}", 0.41, 0.01, 1.0, detectable=0.05) for i in range(3)]
+    many = describe([DEFAULT_ROW, VANILLA_ROW, few, *others], 0.95)
+    assert "a difference of 5.0 points or more could have been seen" in many.sentences[1]
 
 
 def test_what_the_test_questions_can_show_is_said_beforehand_and_grows_with_them() -> None:

@@ -170,6 +170,12 @@ def test_a_name_that_is_on_no_hub_is_refused_without_a_traceback() -> None:
         load_tokenizer(ModelConfig(path="nobody/nothing"))
 
 
+@pytest.mark.parametrize("path", ["/nowhere/model", "models/llama/1b", "./model"])
+def test_a_mistyped_directory_is_not_looked_for_on_the_hub(path: str) -> None:
+    with pytest.raises(UserError, match="no model directory"):
+        load_tokenizer(ModelConfig(path=path))
+
+
 def test_real_gsm8k_and_math_files_load_whole_but_for_the_two_without_reference(shared_data: Path) -> None:
     assert len(load_questions(str(shared_data / "datasets" / "gsm8k_train.jsonl"), COLUMNS)) == 7473
     math = str(shared_data / "datasets" / "math_train.jsonl")
