@@ -140,14 +140,16 @@ def provenance(config: Config) -> dict[str, Any]:
 
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a quiet local Ray."""
+    # A local Ray inherits this process's environment; nodes of a cluster need to be told. No token travels this way: it
+    # would be shown on the dashboard, so nodes get theirs from their own environment.
+    os.environ.update(QUIET)
+    # Read when ray is imported. Else a thread that is still training when Ctrl-C has ended Ray would start another one.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     import ray
     from ray._private import worker
 
     if ray.is_initialized():
         return
-    # A local Ray inherits this process's environment; nodes of a cluster need to be told. No token travels this way: it
-    # would be shown on the dashboard, so nodes get theirs from their own environment.
-    os.environ.update(QUIET)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray 2.60 prints the raylet's warnings through its stream of worker logs even with log_to_driver=False.
     worker._worker_logs_enabled = False

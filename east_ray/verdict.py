@@ -144,6 +144,9 @@ def _headline_of_weights(weighted: Sequence[Comparison], level: float) -> str:
 def _training_sentence(default: Comparison, row: Comparison, level: float) -> str:
     d = row.to_default
     assert d is not None
+    if d.gained == d.lost == 0:
+        answers = f"answers exactly the same of these {row.num_questions:,} questions correctly"
+        return f"{row.name} {answers} as the model before training."
     moved = f"{row.name} moved accuracy from {100 * default.accuracy:.1f}% to {100 * row.accuracy:.1f}%"
     end = "" if d.p_adjusted < level else ", which chance alone could explain"
     return f"Against the model before training, {moved} ({_known(d)}, p {probability(d.p_adjusted)}){end}."

@@ -286,6 +286,10 @@ def test_a_run_without_weighted_arms_says_what_training_did() -> None:
     unclear = describe([DEFAULT_ROW, row("vanilla", 0.11, None, 0.6)], 0.95)
     assert unclear.headline == "Training made no difference that these questions could show"
     assert "which chance alone could explain" in unclear.sentences[0]
+    same = row("vanilla", 0.1, None, 1.0)
+    assert same.to_default is not None
+    same = replace(same, to_default=replace(same.to_default, gained=0.0, lost=0.0))
+    assert "exactly the same of these 1,000 questions" in describe([DEFAULT_ROW, same], 0.95).sentences[0]
     alone = replace(VANILLA_ROW, to_default=None)
     assert describe([alone], 0.95).headline == "After training: 40.0% of 1,000 questions"
 
