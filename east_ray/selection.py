@@ -29,6 +29,19 @@ REASONS = {
     "no usable negative": "every incorrect completion is empty (keep = mixed)",
 }
 
+# What helps when that reason leaves nothing to train on.
+REMEDIES = {
+    "in test set": "train on other questions than the test set's, or set selection.exclude_test_questions=false",
+    "no samples": "read the column `shortfall` of the samples, mend the cause and sample again",
+    "grader error": "raise grading.deadline_seconds or grading.memory_gib and verify again",
+    "truncated": "raise sampling.max_new_tokens and sample again",
+    "all wrong": "look at a few completions beside their references: if they agree, the answer column or the prompt is "
+    "off; else take easier questions, more samples or an abler model",
+    "all correct": "take harder questions, or set selection.keep=solved for SFT",
+    "no usable positive": "raise sampling.max_new_tokens, or ask for the answer in \\boxed{} (questions.system_prompt)",
+    "no usable negative": "set selection.keep=solved for SFT",
+}
+
 _COUNTS = ("num_samples", "num_correct", "num_incorrect", "num_truncated", "num_positives", "num_negatives")
 
 

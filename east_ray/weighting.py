@@ -22,7 +22,7 @@ import pyarrow as pa
 from east_ray.records import MEASURES, UserError
 from east_ray.runs import RunDirectory
 from east_ray.sections import SelectionConfig, WeightingConfig
-from east_ray.selection import REASONS, drop_codes, drop_reasons
+from east_ray.selection import REASONS, REMEDIES, drop_codes, drop_reasons
 from east_ray.shard_tasks import Sums, reduce_shards
 from east_ray.uncertainty import Fit, Mapping, entropies, exact_mean, exact_sum, fit, totals_of
 from east_ray.weight_health import Health, unhealthy
@@ -205,7 +205,8 @@ def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
     dropped = {name: sums["questions", name] for name in REASONS if sums["questions", name]}
     if not kept:
         reasons = "; ".join(f"{count} {name} ({REASONS[name]})" for name, count in dropped.items())
-        raise UserError(f"none of the {total} questions can be trained on: {reasons}")
+        remedy = REMEDIES[max(dropped, key=lambda name: dropped[name])]
+        raise UserError(f"none of the {total} questions can be trained on: {reasons}. Most of all: {remedy}")
     return {
         "questions": {"total": total, "kept": kept, "dropped": dropped, "shortfall": sums["shortfall"]},
         "completions": {

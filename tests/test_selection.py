@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from east_ray.records import GRADES
-from east_ray.selection import REASONS, Choice, choose, drop_reasons, training_rows
+from east_ray.selection import REASONS, REMEDIES, Choice, choose, drop_reasons, training_rows
 
 RIGHT, WRONG = "gold", "42"
 
@@ -148,3 +148,7 @@ def test_a_loss_that_needs_a_negative_gets_as_many_pairs_as_there_are() -> None:
     texts, choice = ["a", "b", "c"], Choice((0, 1), (2,))
     assert [len(training_rows(loss, "P", texts, choice)) for loss in ("sft", "dpo", "kto")] == [2, 1, 2]
     assert training_rows("dpo", "P", texts, Choice((0,), ())) == []
+
+
+def test_every_reason_that_may_leave_nothing_to_train_on_has_a_remedy() -> None:
+    assert list(REMEDIES) == list(REASONS)
