@@ -6,12 +6,15 @@ import argparse
 import errno
 import json
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from east_ray.config import Config, load
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
+from east_ray.training_job import TRAINING_THREAD
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.call(arguments) or 0
     except KeyboardInterrupt:
         logger.warning("Stopped. What is finished is kept: the same command continues from there.")
-        return 130
+        return _end(130)
     except Exception as error:
         mendable = _user_error(error)
         if mendable is None or arguments.verbose:
             raise
         print(f"east-ray: {mendable}", file=sys.stderr)  # noqa: T201
-        return 2
+        return _end(2)
+
+
+def _end(code: int) -> int:
+    """The exit code; while trainings go on, the end of Ray and of this process: under their threads Python would crash."""
+    if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
+        import ray
+
+        ray.shutdown()
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

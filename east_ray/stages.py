@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -240,6 +241,8 @@ def train(
     def work(pending: Sequence[Part]) -> Iterator[Any]:
         from east_ray.training import train
 
+        stop = threading.Event()
+
         def train_arm(arm: Arm, part: Part) -> Any:
             own = config.for_arm(arm)
             return train(
@@ -252,11 +255,19 @@ def train(
                 model=config.model,
                 seed=own.run.seed,
                 title=f"train {arm.name}",
+                stop=stop,
             )
 
         with ThreadPoolExecutor(max_workers=config.run.parallel_arms) as pool:
             chosen = [(arm, part) for arm, part in zip(arms, parts, strict=True) if part in pending]
-            yield from pool.map(lambda pair: train_arm(*pair), chosen)
+            trainings = [pool.submit(train_arm, *pair) for pair in chosen]
+            try:
+                for training in trainings:
+                    yield training.result()
+            except BaseException:  # an error or Ctrl-C: else it would be shown only when the other arms have ended
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     return Step("train", parts, work)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -26,7 +27,7 @@ from east_ray.records import UserError
 from east_ray.runs import RunDirectory
 from east_ray.sections import ModelConfig, TrainingConfig
 from east_ray.tokens import PreparedExamples, prepare_examples
-from east_ray.training_job import Board, News, TrainingJob
+from east_ray.training_job import TRAINING_THREAD, Board, News, TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +67,13 @@ def train(
     seed: int,
     title: str,
     questions: str = "questions/train.parquet",
+    stop: threading.Event | None = None,
 ) -> TrainingSummary:
     """Train `base_model` on one Parquet file of examples and write the model directory `output`.
 
     `weight_column` names the file's column of weights, None means all ones. A training that was interrupted goes on from
-    its last checkpoint, which is kept beside `output` in `training/`, as is its log. UserError when the examples cannot
-    be trained on as asked.
+    its last checkpoint, which is kept beside `output` in `training/`, as is its log. CancelledError soon after `stop` is
+    set; UserError when the examples cannot be trained on as asked.
     """
     started = time.monotonic()
     work = "/".join([*output.split("/")[:-1], "training"])
@@ -117,7 +119,7 @@ def train(
         board=beside_driver(Board),
     )
     _discard_damaged_state(job, title)
-    news = _fit(job, f"{work}/log.jsonl", title)
+    news = _fit(job, f"{work}/log.jsonl", title, stop or threading.Event())
     facts = {
         "title": title,
         "base_model": base_model,
@@ -169,7 +171,7 @@ def _discard_damaged_state(job: TrainingJob, title: str) -> None:
         job.run.delete(job.state)
 
 
-def _fit(job: TrainingJob, log: str, title: str) -> News:
+def _fit(job: TrainingJob, log: str, title: str, stop: threading.Event) -> News:
     """Run the workers to their end, showing progress and writing the log as it grows."""
     fit = _Fit(_trainer(job))
     fit.start()  # in a thread: Ray Train would keep Ctrl-C to itself for the rest of the process
@@ -178,6 +180,8 @@ def _fit(job: TrainingJob, log: str, title: str) -> News:
     with console.progress(title, job.plan.num_steps, unit="steps") as bar:
         while fit.is_alive():
             fit.join(timeout=LOOK_EVERY_SECONDS)
+            if stop.is_set():
+                raise CancelledError(f"{title} was stopped")
             news = _get(job.board.read.remote())
             if waiting and time.monotonic() - started > WARN_AFTER_SECONDS:
                 waiting = False
@@ -215,7 +219,7 @@ def _warn_of_waiting(job: TrainingJob, title: str) -> None:
 
 class _Fit(threading.Thread):
     def __init__(self, trainer: Any) -> None:
-        super().__init__(daemon=True)
+        super().__init__(name=TRAINING_THREAD, daemon=True)
         self.trainer, self.error = trainer, None
 
     def run(self) -> None:

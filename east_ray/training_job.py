@@ -15,6 +15,8 @@ from east_ray.records import UserError
 from east_ray.runs import RunDirectory
 from east_ray.sections import ModelConfig, TrainingConfig
 
+TRAINING_THREAD = "east-ray training"  # name of the driver's threads that are inside Ray Train's fit()
+
 
 def check_trackers(report_to: Sequence[str]) -> None:
     """UserError, before anything is spent, when a tracker that was asked for by name is not installed."""

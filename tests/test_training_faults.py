@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from ray_processes import ENVIRONMENT
+from small_run import ARM, write_config
 from training_kills import assert_same_training, start, train_with_kills
 from training_rows import MODEL, config, examples
 
@@ -116,6 +119,31 @@ def drive(run: RunDirectory, output: str, log: Path) -> subprocess.Popen[bytes]:
             stdout=file,
             stderr=file,
         )
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_in_a_long_training_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    settings = ("training.epochs=1000", "sampling.num_samples=4", "questions.train_limit=64")
+    command = [sys.executable, "-m", "east_ray.cli", "run", str(write_config(tmp_path / "config.toml", str(run)))]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, *(word for setting in settings for word in ("--set", setting))],
+            env={**os.environ, **ENVIRONMENT},
+            stdout=file,
+            stderr=file,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a shell's `&`
+        )
+    state = run / ARM / "training" / "state"
+    while not list(state.glob("checkpoint-*")):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)  # to the command alone, as a job server does
+    assert process.wait(timeout=60) == 130, log.read_text()
+    assert "Stopped. What is finished is kept" in log.read_text()
+    assert not psutil.wait_procs(started, timeout=60)[1]
+    assert not (run / ARM / "training" / "manifest.json").exists()
 
 
 VLLM = """
