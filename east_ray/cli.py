@@ -38,16 +38,16 @@ DISK = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can mend it, 130 stopped."""
+    """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can mend it, 130 or 143 stopped."""
     from east_ray.console import set_up_logging
 
     arguments = _parser().parse_args(argv)
     set_up_logging(arguments.verbose)
     try:
         return arguments.call(arguments) or 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Ray makes a SystemExit of SIGTERM
         logger.warning("Stopped. What is finished is kept: the same command continues from there.")
-        return _end(130)
+        return _end(130 if isinstance(stopped, KeyboardInterrupt) else 143)
     except Exception as error:
         mendable = _user_error(error)
         if mendable is None or arguments.verbose:

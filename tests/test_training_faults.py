@@ -121,8 +121,11 @@ def drive(run: RunDirectory, output: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.timeout(600)
-def test_ctrl_c_in_a_long_training_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
+def test_stopping_a_long_training_ends_the_command_and_all_it_started(
+    signal_: signal.Signals, code: int, tmp_path: Path
+) -> None:
     run, log = tmp_path / "run", tmp_path / "run.log"
     settings = ("training.epochs=1000", "sampling.num_samples=4", "questions.train_limit=64")
     command = [sys.executable, "-m", "east_ray.cli", "run", str(write_config(tmp_path / "config.toml", str(run)))]
@@ -139,8 +142,8 @@ def test_ctrl_c_in_a_long_training_ends_the_command_and_all_it_started(tmp_path:
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
     started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)  # to the command alone, as a job server does
-    assert process.wait(timeout=60) == 130, log.read_text()
+    process.send_signal(signal_)  # to the command alone, as a job server does
+    assert process.wait(timeout=60) == code, log.read_text()
     assert "Stopped. What is finished is kept" in log.read_text()
     assert not psutil.wait_procs(started, timeout=60)[1]
     assert not (run / ARM / "training" / "manifest.json").exists()
