@@ -16,15 +16,14 @@ from east_ray.records import UserError
 from east_ray.sections import (
     EvaluationConfig,
     GradingConfig,
-    Loss,
     ModelConfig,
     QuestionsConfig,
     SamplingConfig,
     Section,
     SelectionConfig,
-    TrainingConfig,
     WeightingConfig,
 )
+from east_ray.training_section import Loss, TrainingConfig
 
 
 class RunConfig(Section):

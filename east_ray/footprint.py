@@ -13,7 +13,8 @@ from typing import Any
 
 from east_ray import storage
 from east_ray.records import UserError
-from east_ray.sections import LoraConfig, ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
+from east_ray.training_section import LoraConfig, TrainingConfig
 
 GIB = 2.0**30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -18,7 +18,7 @@ from east_ray.config import Config
 from east_ray.footprint import DTYPE_BYTES, GIB, Architecture, Memory, read_architecture, training_memory
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
-from east_ray.sections import TrainingConfig
+from east_ray.training_section import TrainingConfig
 from east_ray.workload import Actual, Workload, measure_workload, read_actual
 
 PRICES = Path(__file__).with_name("prices.toml")

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from east_ray.records import EXAMPLES, UserError, check_schema
 from east_ray.runs import RunDirectory, fingerprint, fingerprint_source
-from east_ray.sections import ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
+from east_ray.training_section import TrainingConfig
 
 # The text columns that become completions, and the names TRL's collators know their token ids by.
 COMPLETIONS = {

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers.integrations.integration_utils import is_tensorboard_available
 
 from east_ray.batches import TrainingPlan
-from east_ray.sections import LoraConfig, TrainingConfig
+from east_ray.training_section import LoraConfig, TrainingConfig
 
 
 def trainer_settings(training: TrainingConfig, dtype: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from east_ray.batches import TrainingPlan
 from east_ray.losses import example_losses, local_weights
-from east_ray.sections import TrainingConfig
 from east_ray.trainer_inputs import Positions, lora_config, trainer_settings
+from east_ray.training_section import TrainingConfig
 
 
 def make_trainer(

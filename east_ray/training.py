@@ -25,9 +25,10 @@ from east_ray.model_card import FACTS, write_model_card
 from east_ray.placement import beside_driver
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
-from east_ray.sections import ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
 from east_ray.tokens import PreparedExamples, prepare_examples
 from east_ray.training_job import TRAINING_THREAD, Board, News, TrainingJob
+from east_ray.training_section import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ import numpy as np
 from east_ray.batches import TrainingPlan
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
-from east_ray.sections import ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
+from east_ray.training_section import TrainingConfig
 
 TRAINING_THREAD = "east-ray training"  # name of the driver's threads that are inside Ray Train's fit()
 

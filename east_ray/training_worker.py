@@ -26,9 +26,9 @@ from transformers import TrainerCallback
 from east_ray.model_files import local_model, merge_adapter, write_model
 from east_ray.proof import WeightsNotExact, prove_weights
 from east_ray.records import UserError
-from east_ray.sections import TrainingConfig
 from east_ray.trainers import WeightedTrainer, make_trainer
 from east_ray.training_job import TrainingJob
+from east_ray.training_section import TrainingConfig
 
 SETTINGS = "settings.json"
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")

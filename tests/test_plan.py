@@ -17,7 +17,8 @@ from east_ray.plan import Phase, plan, read_devices
 from east_ray.plan_text import render
 from east_ray.records import MEASURES, QUESTIONS, UserError
 from east_ray.runs import RunDirectory
-from east_ray.sections import LoraConfig, ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
+from east_ray.training_section import LoraConfig, TrainingConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
 LLAMA_1B = KNOWN["meta-llama/llama-3.2-1b-instruct"]

@@ -18,8 +18,9 @@ from east_ray.model_card import write_model_card
 from east_ray.model_files import read_tensors, weights_digest, write_model
 from east_ray.records import QUESTIONS, UserError
 from east_ray.runs import RunDirectory
-from east_ray.sections import ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
 from east_ray.tokens import PreparedExamples, prepare_examples
+from east_ray.training_section import TrainingConfig
 
 
 def prepare(run: RunDirectory, training: TrainingConfig, column: str | None = "weight") -> PreparedExamples:

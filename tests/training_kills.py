@@ -15,8 +15,9 @@ import psutil
 from training_rows import MODEL
 
 from east_ray.runs import RunDirectory
-from east_ray.sections import ModelConfig, TrainingConfig
+from east_ray.sections import ModelConfig
 from east_ray.training import TrainingSummary, train
+from east_ray.training_section import TrainingConfig
 
 UNSTEADY = {"tokens_per_second", "num_tokens"}
 

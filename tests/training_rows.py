@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from east_ray.batches import TrainingPlan, plan_training
-from east_ray.sections import TrainingConfig
 from east_ray.tokens import lengths, tokenise_examples
 from east_ray.trainer_inputs import lora_config
 from east_ray.trainers import WeightedTrainer, make_trainer
+from east_ray.training_section import TrainingConfig
 
 MODEL = Path(__file__).resolve().parent.parent / "east_ray" / "tiny" / "model"
 RATES = {"sft": {"learning_rate": 1e-3}, "dpo": {"learning_rate": 1e-3}, "kto": {"learning_rate": 1e-3, "beta": 0.5}}
