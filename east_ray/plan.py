@@ -8,35 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from east_ray.config import Config
+from east_ray.devices import Device, parse_pool
 from east_ray.footprint import DTYPE_BYTES, GIB, Architecture, Memory, read_architecture, training_memory
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory
 from east_ray.training_section import TrainingConfig
 from east_ray.workload import Actual, Workload, measure_workload, read_actual
 
-PRICES = Path(__file__).with_name("prices.toml")
 HOUR = 3600.0
-
-
-@dataclass(frozen=True)
-class Device:
-    """One row of prices.toml; prices are US dollars per device and hour."""
-
-    name: str
-    memory_gib: float
-    tflops: float
-    bandwidth_gb_s: float
-    on_demand: float
-    spot: float
-    engine_start_seconds: float
-    training_start_seconds: float
 
 
 @dataclass(frozen=True)
@@ -147,22 +130,6 @@ def plan(config: Config, pools: Sequence[str] = ()) -> Plan:
         store_gib=store_bytes(config, workload) / GIB,
         actual=read_actual(RunDirectory(config.run.dir)),
     )
-
-
-def read_devices() -> dict[str, Device]:
-    """The rows of prices.toml by name."""
-    return {key: Device(**row) for key, row in tomllib.loads(PRICES.read_text(encoding="utf-8")).items()}
-
-
-def parse_pool(text: str) -> tuple[int, Device]:
-    """ "8xH100" -> (8, the H100's row of prices.toml)."""
-    devices = {key.lower(): device for key, device in read_devices().items()}
-    match = re.fullmatch(r"(\d+)\s*x\s*(\S+)", text.strip(), re.IGNORECASE)
-    if match is None or int(match[1]) < 1:
-        raise UserError(f"pool {text!r}: expected COUNTxDEVICE, e.g. 8xH100")
-    if match[2].lower() not in devices:
-        raise UserError(f"pool {text!r}: prices.toml knows {', '.join(sorted(read_devices()))}; add a section there")
-    return int(match[1]), devices[match[2].lower()]
 
 
 def plan_pool(

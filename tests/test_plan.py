@@ -12,8 +12,9 @@ import pytest
 from run_factory import make_run
 
 from east_ray.config import Config, from_dict, load
+from east_ray.devices import read_devices
 from east_ray.footprint import GIB, KNOWN, Architecture, from_hf_config, read_architecture, training_memory
-from east_ray.plan import Phase, plan, read_devices
+from east_ray.plan import Phase, plan
 from east_ray.plan_text import render
 from east_ray.records import MEASURES, QUESTIONS, UserError
 from east_ray.runs import RunDirectory
