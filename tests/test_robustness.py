@@ -338,6 +338,7 @@ def test_a_limit_on_file_sizes_is_said_and_no_half_file_stays(config: Path, tmp_
 
     done = subprocess.run(
         [sys.executable, "-m", "east_ray.cli", "questions", str(config)],
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},  # it writes files
         preexec_fn=limit,
         capture_output=True,
         text=True,
