@@ -83,7 +83,7 @@ KNOWN = {
 
 
 def read_architecture(model: ModelConfig) -> Architecture:
-    """From a directory's config.json, the table above, or the hub. UserError where none has it."""
+    """From the config.json of a directory, here or on a store, the table above, or the hub. UserError where none has it."""
     local = Path(model.path)
     if local.is_dir():
         if not (local / "config.json").exists():

@@ -22,8 +22,10 @@ from ray_processes import BIN, ENVIRONMENT, short_directory
 from small_run import artefacts, is_whole, write_config
 
 from east_ray import storage
+from east_ray.footprint import read_architecture
 from east_ray.records import UserError
 from east_ray.runs import RunDirectory, fingerprint_source
+from east_ray.sections import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -259,6 +261,13 @@ def test_old_copies_make_room_and_recent_ones_stay(
 def test_local_directories_and_hub_names_need_no_copy(tmp_path: Path) -> None:
     assert RunDirectory(str(tmp_path)).local_copy("model") == str(tmp_path / "model")
     assert storage.local_copy("meta-llama/Llama-3.2-1B-Instruct") == "meta-llama/Llama-3.2-1B-Instruct"
+
+
+def test_a_model_on_the_store_is_as_big_as_its_copy_on_disk(s3_uri: str, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_architecture(ModelConfig(path=s3_uri))
+    storage.upload_directory(s3_uri, str(tiny_model))
+    assert read_architecture(ModelConfig(path=s3_uri)) == read_architecture(ModelConfig(path=str(tiny_model)))
 
 
 def test_a_model_that_is_not_there_is_named(s3_uri: str, cache: Path) -> None:
