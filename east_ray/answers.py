@@ -122,7 +122,8 @@ def _hashes(text: str) -> Extraction | None:
 
 def _places(text: str, marker: str) -> list[int]:
     """Last few places of a marker, last first: more would let a hostile text cost quadratic time."""
-    places, end = [], len(text)
+    places: list[int] = []
+    end = len(text)
     while len(places) < 3 and (start := text.rfind(marker, 0, end)) >= 0:
         places.append(start)
         end = start

@@ -220,7 +220,8 @@ def _matrix(text: str) -> Meaning | None:
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
     cells = [_read(cell) for row in rows for cell in row]
     widths = "-".join(str(len(row)) for row in rows)
-    column = frozenset({f"({','.join(cell.key for cell in cells)})"}) if set(map(len, rows)) == {1} else frozenset()
+    is_column = set(map(len, rows)) == {1}
+    column = frozenset({f"({','.join(cell.key for cell in cells)})"} if is_column else set[str]())
     return compound(f"matrix {widths} {{}}", cells, also=column)
 
 
@@ -242,7 +243,9 @@ def _percentage(text: str) -> Meaning | None:
 
 def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:
     """The parts between matches of `pattern` outside all brackets, and the matches."""
-    parts, signs, start, depth = [], [], 0, 0
+    parts: list[str] = []
+    signs: list[str] = []
+    start = depth = 0
     for match in _scanner(pattern).finditer(text):
         token = match.group()
         if match.lastgroup == "opening":
