@@ -29,14 +29,14 @@ from pathlib import Path
 import math_verify
 import psutil
 
-from east_ray.answers import extract_answer
-from east_ray.canonical import read
-from east_ray.grading import Grader
-from east_ray.notation import normalise
+from east_ray.answers.canonical import read
+from east_ray.answers.extraction import extract_answer
+from east_ray.answers.grading import Grader
+from east_ray.answers.normalization import normalise
+from east_ray.config.sections import GradingConfig
 from east_ray.records import CORRECT
-from east_ray.sections import GradingConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 Question = tuple[str, list[str]]  # reference, completions
 SETS = {"MATH": ("responses_math_ei56", True), "GSM8K": ("responses_gsm8k_pooled", True)}  # file, <answer> tags
@@ -212,7 +212,7 @@ def _score(title: str, cases: Sequence[dict], say: dict[str, bool]) -> None:
 
 
 def hostile(_: Path) -> None:
-    import hostile as corpus
+    from tests.support import hostile as corpus
 
     limit = 2.0
     peak = [0]

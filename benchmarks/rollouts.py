@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"})
 
-from east_ray.engine import Engine, EngineSettings, Request, Result, question_seed  # noqa: E402
-from east_ray.rollouts import RolloutJob, run_rollouts  # noqa: E402
-from east_ray.runs import RunDirectory  # noqa: E402
-from east_ray.sections import GradingConfig, ModelConfig, QuestionsConfig, SamplingConfig  # noqa: E402
+from east_ray.config.sections import GradingConfig, ModelConfig, QuestionsConfig, SamplingConfig  # noqa: E402
+from east_ray.rollouts.engine import Engine, EngineSettings, Request, Result, question_seed  # noqa: E402
+from east_ray.rollouts.run import RolloutJob, run_rollouts  # noqa: E402
+from east_ray.runs.directory import RunDirectory  # noqa: E402
 
 MODEL = str(ROOT / "east_ray" / "tiny" / "model")
 JOB = RolloutJob(MODEL, "questions/train.parquet", "samples", "grades")
@@ -42,7 +42,7 @@ def sampling_config(arguments: argparse.Namespace, **settings: Any) -> SamplingC
 
 
 def prepare(directory: str, count: int) -> RunDirectory:
-    from east_ray.questions import load_questions, load_tokenizer, render
+    from east_ray.questions.questions import load_questions, load_tokenizer, render
 
     run = RunDirectory(directory)
     questions = load_questions(str(ROOT / "east_ray" / "tiny" / "train.jsonl"), QuestionsConfig(train="-"), count)
@@ -71,7 +71,7 @@ class Timed:
 
 def open_timed(settings: EngineSettings) -> Timed:
     """The engine, warmed up as the bare one is, noting its start in $EAST_RAY_STARTED."""
-    from east_ray.sampling import open_engine
+    from east_ray.rollouts.vllm_engine import open_engine
 
     engine = open_engine(settings)
     engine.generate([Request("", [5, 6, 7], 128, 1)], lambda result: None)
@@ -85,7 +85,7 @@ def measure_bare(arguments: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.engine.arg_utils import EngineArgs
 
-    from east_ray.sampling import engine_args
+    from east_ray.rollouts.vllm_engine import engine_args
 
     with tempfile.TemporaryDirectory() as directory:
         rows = prepare(directory, arguments.questions).read_table(JOB.questions).to_pylist()
@@ -132,11 +132,11 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     """The sampling pool of `run_rollouts` without the graders behind it."""
     import ray
 
-    from east_ray.placement import beside_driver
-    from east_ray.rollout_actors import Plan
-    from east_ray.rollout_pools import engine_pool, quiet_ray_data, shard_row
-    from east_ray.rollout_progress import Tally
-    from east_ray.shards import Shard, count_questions, count_shards
+    from east_ray.rollouts.actors import Plan
+    from east_ray.rollouts.pools import engine_pool, quiet_ray_data, shard_row
+    from east_ray.rollouts.progress import Tally
+    from east_ray.rollouts.shards import Shard, count_questions, count_shards
+    from east_ray.runs.placement import beside_driver
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
@@ -158,7 +158,7 @@ def measure_ray_data_llm(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
     from vllm.engine.arg_utils import EngineArgs
 
-    from east_ray.sampling import engine_args
+    from east_ray.rollouts.vllm_engine import engine_args
 
     batch = 256
     with tempfile.TemporaryDirectory() as directory:
@@ -242,8 +242,8 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    from tests.fake_engine import FakeEngine
-    from tests.rollout_runs import make_run
+    from tests.support.fake_engine import FakeEngine
+    from tests.support.rollout_runs import make_run
 
     with tempfile.TemporaryDirectory() as directory:
         run = make_run(Path(directory), arguments.questions)
@@ -288,7 +288,7 @@ def rerun(arguments: argparse.Namespace) -> None:
 
 def measure_rerun(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds that a set takes, and then, finished, in a new process; and which of ray, torch, vllm that imported."""
-    from tests.rollout_runs import make_run, roll_out
+    from tests.support.rollout_runs import make_run, roll_out
 
     with tempfile.TemporaryDirectory() as directory:
         start_ray()
@@ -297,8 +297,8 @@ def measure_rerun(arguments: argparse.Namespace) -> dict[str, Any]:
         roll_out(run, num_samples=16, questions_per_shard=32)
         first = time.monotonic() - started
         code = (
-            "import sys, time; started = time.monotonic(); from tests.rollout_runs import roll_out\n"
-            "from east_ray.runs import RunDirectory\n"
+            "import sys, time; started = time.monotonic(); from tests.support.rollout_runs import roll_out\n"
+            "from east_ray.runs.directory import RunDirectory\n"
             f"roll_out(RunDirectory({run.uri!r}), num_samples=16, questions_per_shard=32)\n"
             "print(time.monotonic() - started, sorted({'ray', 'torch', 'vllm'} & set(sys.modules)))"
         )

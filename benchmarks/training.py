@@ -23,12 +23,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from test_trainers_deepspeed import CASES, NAMES, measured, run_cases
-from training_rows import MODEL, config, distance, explicit_gradient, one_step, planned
-
-from east_ray import trainers
-from east_ray.proof import prove_weights
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from east_ray.training import trainers
+from east_ray.training.gradient_check import prove_weights
+from tests.support.training_rows import MODEL, config, distance, explicit_gradient, one_step, planned
+from tests.training.test_trainers_deepspeed import CASES, NAMES, measured, run_cases
 
 SIZES = {
     "small": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8},

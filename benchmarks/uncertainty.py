@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from east_ray import png
-from east_ray.drawn import gather
-from east_ray.grading import Grader, grade_table
+from east_ray.analysis.subsamples import gather
+from east_ray.analysis.sufficiency import assess, figure
+from east_ray.answers.grading import Grader, grade_table
+from east_ray.config.sections import AdaptiveConfig, GradingConfig
 from east_ray.records import SAMPLES
-from east_ray.sections import AdaptiveConfig, GradingConfig
-from east_ray.sufficiency import assess, figure
-from east_ray.uncertainty import Mapping, weights
-from east_ray.weight_health import Health
-from east_ray.weighting import measure_table
+from east_ray.weighting.health import Health
+from east_ray.weighting.mappings import Mapping, weights
+from east_ray.weighting.weigh import measure_table
 
 SETS = ("responses_math_ei56", "responses_gsm8k_pooled")
 EXPONENTS = (-1, 0.5, 1, 1.5, 3)

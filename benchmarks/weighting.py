@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import ray
 
-from east_ray import shard_tasks
 from east_ray.records import GRADES
-from east_ray.runs import RunDirectory
-from east_ray.uncertainty import Mapping
-from east_ray.weighting import COLUMNS, fit_mappings, measure_table
+from east_ray.runs import shard_tasks
+from east_ray.runs.directory import RunDirectory
+from east_ray.weighting.mappings import Mapping
+from east_ray.weighting.weigh import COLUMNS, fit_mappings, measure_table
 
 EXPONENTS = (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3)
 NUM_SAMPLES = 128

@@ -15,14 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from east_ray.answers import extract_answer
-    from east_ray.config import Config, load
-    from east_ray.grading import Grader
+    from east_ray.answers.extraction import extract_answer
+    from east_ray.answers.grading import Grader
+    from east_ray.config.load import Config, load
     from east_ray.pipeline import run_algorithm
     from east_ray.records import UserError
-    from east_ray.report import write_report
-    from east_ray.runs import RunDirectory
-    from east_ray.uncertainty import Mapping, entropy, weights
+    from east_ray.report.page import write_report
+    from east_ray.runs.directory import RunDirectory
+    from east_ray.weighting.mappings import Mapping, entropy, weights
 
 __all__ = [
     "Config",
@@ -39,14 +39,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "answers": ("extract_answer",),
-    "config": ("Config", "load"),
-    "grading": ("Grader",),
+    "answers.extraction": ("extract_answer",),
+    "config.load": ("Config", "load"),
+    "answers.grading": ("Grader",),
     "pipeline": ("run_algorithm",),
     "records": ("UserError",),
-    "report": ("write_report",),
-    "runs": ("RunDirectory",),
-    "uncertainty": ("Mapping", "entropy", "weights"),
+    "report.page": ("write_report",),
+    "runs.directory": ("RunDirectory",),
+    "weighting.mappings": ("Mapping", "entropy", "weights"),
 }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from east_ray.config import Arm, Config
-from east_ray.steps import Part
-from east_ray.uncertainty import Mapping
+from east_ray.config.load import Arm, Config
+from east_ray.runs.steps import Part
+from east_ray.weighting.mappings import Mapping
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from east_ray.config import Config, load
+from east_ray.config.load import Config, load
 from east_ray.records import UserError
-from east_ray.runs import RunDirectory
-from east_ray.training_job import TRAINING_THREAD
+from east_ray.runs.directory import RunDirectory
+from east_ray.training.job import TRAINING_THREAD
 
 logger = logging.getLogger(__name__)
 
@@ -172,14 +172,14 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from east_ray.plan import plan
-    from east_ray.plan_text import render
+    from east_ray.preflight.plan import plan
+    from east_ray.preflight.plan_text import render
 
     print(render(plan(_load(arguments), arguments.pool)))  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from east_ray.doctor import diagnose, render
+    from east_ray.preflight.doctor import diagnose, render
 
     findings = diagnose(_load(arguments) if arguments.config else None)
     print(render(findings))  # noqa: T201
@@ -187,25 +187,25 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from east_ray.report import write_report
+    from east_ray.report.page import write_report
 
     print(write_report(_existing_run(arguments.run)))  # noqa: T201
 
 
 def _audit(arguments: argparse.Namespace) -> None:
-    from east_ray.audit import audit
+    from east_ray.analysis.audit import audit
 
     print(audit(_existing_run(arguments.run)).render())  # noqa: T201
 
 
 def _uncertainty(arguments: argparse.Namespace) -> None:
-    from east_ray.sufficiency import sufficiency
+    from east_ray.analysis.sufficiency import sufficiency
 
     print(sufficiency(_existing_run(arguments.run)).render())  # noqa: T201
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from east_ray.export import export_dataset
+    from east_ray.examples.export import export_dataset
 
     run, place = _existing_run(arguments.run), arguments.round
     print(export_dataset(run, examples=f"{place}/examples", weights=f"{place}/weights", target=arguments.target))  # noqa: T201

@@ -14,11 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from east_ray.config import Config
+from east_ray.config.load import Config
 from east_ray.console import console
 from east_ray.pipeline import run_algorithm
 from east_ray.records import UserError
-from east_ray.runs import RunDirectory, fingerprint_source
+from east_ray.runs.directory import RunDirectory, fingerprint_source
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
         changed = run_algorithm(run, config, start_ray, only=only, restart=restart)
         if only not in (None, "evaluate"):
             return 0
-        from east_ray.report import write_report
-        from east_ray.verdict import render_table
+        from east_ray.evaluation.summary import render_table
+        from east_ray.report.page import write_report
 
         if table := render_table(run):
             console.print(table)
@@ -57,8 +57,8 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
 def import_file(config: Config, file: str) -> None:
     """Bring completions sampled elsewhere into round 0, in place of sampling."""
     from east_ray import stages
-    from east_ray.imports import import_samples
-    from east_ray.steps import Part, run_steps
+    from east_ray.rollouts.imported import import_samples
+    from east_ray.runs.steps import Part, run_steps
 
     with open_run(config) as run:
         questions = stages.prepare(run, config)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 from east_ray import stages
 from east_ray.arms import Group, Policy, splits_to_evaluate
-from east_ray.config import Config
-from east_ray.runs import RunDirectory
-from east_ray.steps import Step, restart_from, run_steps
+from east_ray.config.load import Config
+from east_ray.runs.directory import RunDirectory
+from east_ray.runs.steps import Step, restart_from, run_steps
 
 
 def algorithm(run: RunDirectory, config: Config) -> Iterator[Step]:

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from east_ray.arms import Group, Policy, losses_of, mappings_of, weight_mapping
-from east_ray.config import Arm, Config
-from east_ray.runs import RunDirectory, fingerprint, fingerprint_source
-from east_ray.steps import Part, Step
-from east_ray.training_job import check_trackers
+from east_ray.config.load import Arm, Config
+from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
+from east_ray.runs.steps import Part, Step
+from east_ray.training.job import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ SPLITS = {"validation": "validate", "test": "evaluate"}
 
 def prepare(run: RunDirectory, config: Config) -> Step:
     """Read the questions and render their prompts, once for the whole run."""
-    from east_ray import questions
+    from east_ray.questions import questions
 
     sources = {name: source for name in ("train", "test") if (source := getattr(config.questions, name))}
     part = Part(
@@ -33,7 +33,7 @@ def prepare(run: RunDirectory, config: Config) -> Step:
     )
 
     def work(_: Sequence[Part]) -> list[Any]:
-        from east_ray.verdict import foresight
+        from east_ray.evaluation.summary import foresight
 
         with part.undone_by_a_user_error():
             summary = questions.prepare(
@@ -66,7 +66,7 @@ def sample(run: RunDirectory, config: Config, groups: Sequence[Group], questions
     graded = verify(run, config, groups, Step("sample", parts, lambda _: []))
 
     def work(pending: Sequence[Part]) -> Sequence[Any]:
-        from east_ray.rollouts import RolloutJob, run_rollouts
+        from east_ray.rollouts.run import RolloutJob, run_rollouts
 
         jobs = []
         for group, samples, grades in zip(groups, parts, graded.parts, strict=True):
@@ -106,7 +106,7 @@ def verify(run: RunDirectory, config: Config, groups: Sequence[Group], samples: 
     ]
 
     def work(pending: Sequence[Part]) -> list[Any]:
-        from east_ray.rollouts import grade_samples
+        from east_ray.rollouts.run import grade_samples
 
         return [
             grade_samples(run, part.needs["samples"].stage.name, part.stage.name, grading=config.grading)
@@ -134,8 +134,8 @@ def weigh(run: RunDirectory, config: Config, groups: Sequence[Group], questions:
     ]
 
     def work(pending: Sequence[Part]) -> list[Any]:
-        from east_ray.questions import in_test_set
-        from east_ray.weighting import weigh
+        from east_ray.questions.questions import in_test_set
+        from east_ray.weighting.weigh import weigh
 
         excluded = in_test_set(run, "questions") if config.selection.exclude_test_questions else frozenset()
         return [
@@ -187,7 +187,7 @@ def select(
                 earlier[arm.name].append(part.stage.name)
 
     def work(pending: Sequence[Part]) -> list[Any]:
-        from east_ray.examples import select
+        from east_ray.examples.select import select
 
         return [
             select(
@@ -239,7 +239,7 @@ def train(
             arms.append(arm)
 
     def work(pending: Sequence[Part]) -> Iterator[Any]:
-        from east_ray.training import train
+        from east_ray.training.driver import train
 
         stop = threading.Event()
 
@@ -295,8 +295,8 @@ def evaluate(
     }
 
     def work(pending: Sequence[Part]) -> list[Any]:
-        from east_ray.evaluation import evaluate
-        from east_ray.model_card import write_model_card
+        from east_ray.evaluation.evaluate import evaluate
+        from east_ray.training.model_card import write_model_card
 
         results = evaluate(
             run,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from east_ray.config import Arm, Config, from_dict
+from east_ray.config.load import Arm, Config, from_dict
 from east_ray.records import UserError
 
 VANILLA = {"weighting.exponent": 0.0}

@@ -9,7 +9,7 @@ import pytest
 
 from east_ray.cli import main
 from east_ray.launch import start_ray
-from east_ray.runs import RunDirectory
+from east_ray.runs.directory import RunDirectory
 
 SMALL = """
 [run]

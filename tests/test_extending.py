@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from graded import grades_row
-from training_rows import config, planned, trainer
 
-from east_ray import canonical, trainers, weighting
-from east_ray.grading import Grader
-from east_ray.proof import WeightsNotExact, prove_weights
+from east_ray.answers import canonical
+from east_ray.answers.grading import Grader
+from east_ray.config.sections import GradingConfig, SelectionConfig, WeightingConfig
 from east_ray.records import CORRECT, GRADES, INCORRECT
-from east_ray.runs import RunDirectory
-from east_ray.sections import GradingConfig, SelectionConfig, WeightingConfig
-from east_ray.uncertainty import Mapping
-from tests.rollout_runs import content, make_run, roll_out
+from east_ray.runs.directory import RunDirectory
+from east_ray.training import trainers
+from east_ray.training.gradient_check import WeightsNotExact, prove_weights
+from east_ray.weighting import weigh
+from east_ray.weighting.mappings import Mapping
+from tests.support.graded import grades_row
+from tests.support.rollout_runs import content, make_run, roll_out
+from tests.support.training_rows import config, planned, trainer
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -37,7 +39,7 @@ def run_block(name: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What a block enters into the package is taken out again."""
-    kept = [(holder, type(holder)(holder)) for holder in (weighting.MEASURE_FUNCTIONS, trainers.TRAINERS)]
+    kept = [(holder, type(holder)(holder)) for holder in (weigh.MEASURE_FUNCTIONS, trainers.TRAINERS)]
     readers, loss_types = list(canonical.READERS), set(trainers.LOSS_TYPES)
     yield
     for holder, before in kept:
@@ -58,7 +60,7 @@ def test_a_new_measure_is_weighed_like_the_papers(tmp_path: Path) -> None:
     answers = {"even": ["gold", "a"], "three": ["gold", "a", "b"], "sure": ["gold", "gold", "gold", "a"]}
     rows = [grades_row(name, given) for name, given in answers.items()]
     run.write_table(pa.Table.from_pylist(rows, schema=GRADES), "grades", "shard-00000.parquet")
-    weighting.weigh(
+    weigh.weigh(
         run,
         grades="grades",
         output="weights",

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray_processes import BIN, ROOT, Head, ray_head
-from small_run import ARM, artefacts, is_whole, write_config
+
+from tests.support.ray_processes import BIN, ROOT, Head, ray_head
+from tests.support.small_run import ARM, artefacts, is_whole, write_config
 
 ENTRY_POINTS = ("run", "sample", "verify", "weigh", "select_", "train", "evaluate", "sweep", "reproduce")
 

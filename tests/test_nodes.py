@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray_processes import BIN, ROOT, Nodes, ray_nodes
-from small_run import ARM, artefacts, is_whole, write_config
+
+from tests.support.ray_processes import BIN, ROOT, Nodes, ray_nodes
+from tests.support.small_run import ARM, artefacts, is_whole, write_config
 
 # As cluster.yaml describes them, in small: the GPUs are only numbers here, engines and trainers run on the CPU.
 NODES = {

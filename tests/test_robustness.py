@@ -20,15 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_factory import make_run
-from small_run import artefacts, write_config
 
-from east_ray import cli, shards
-from east_ray.config import load
-from east_ray.questions import load_questions
+from east_ray import cli
+from east_ray.config.load import load
+from east_ray.config.sections import QuestionsConfig
+from east_ray.questions.questions import load_questions
 from east_ray.records import SAMPLES, UserError, check_schema
-from east_ray.runs import RunDirectory
-from east_ray.sections import QuestionsConfig
+from east_ray.rollouts import shards
+from east_ray.runs.directory import RunDirectory
+from tests.support.run_factory import make_run
+from tests.support.small_run import artefacts, write_config
 
 Command = Callable[..., str]
 JSON = st.recursive(

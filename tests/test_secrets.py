@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_factory import make_run
-from small_run import ROOT, write_config
 
 from east_ray import launch
 from east_ray.cli import main
-from east_ray.config import from_dict, load
-from east_ray.model_card import write_model_card
-from east_ray.questions import load_questions, load_tokenizer
+from east_ray.config.load import from_dict, load
+from east_ray.config.sections import ModelConfig, QuestionsConfig
+from east_ray.questions.questions import load_questions, load_tokenizer
 from east_ray.records import UserError
-from east_ray.sections import ModelConfig, QuestionsConfig
+from east_ray.training.model_card import write_model_card
+from tests.support.run_factory import make_run
+from tests.support.small_run import ROOT, write_config
 
 SECRETS = {
     "HF_TOKEN": "hf_Kept0Secret1Kept0Secret1Kept0Secret",

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent / "tests"))
+sys.path.insert(0, str(HERE.parent.parent))
 
-from browser import Page, open_page  # noqa: E402
+from tests.support.browser import Page, open_page  # noqa: E402
 
 
 async def section(page: Page, name: str, width: int, height: int, chapter: str, dark: bool = False) -> None:

@@ -1,0 +1,272 @@
+r"""What a normalised answer means: a canonical key, the same for every way of writing the same thing.
+
+    number  words  2516_8  expression | list  (tuple]  \{set\}  interval \cup interval  matrix | equation  inequality
+
+Equality of keys is an equivalence relation by construction. Reading is pure and bounded (`expressions.py`), and says
+None rather than guess; such an answer is opaque, equal to its own spelling only.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+from east_ray.answers.latex import MAX_CHARS, evaluate
+from east_ray.answers.meaning import Meaning, compound, leaf, set_of
+from east_ray.answers.normalization import words_in
+from east_ray.answers.values import Unreadable, divide, fingerprint, scale_free, subtract
+
+
+def read(normal: str) -> Meaning | None:
+    """The meaning of an answer in normal form; None when any part of it is not understood.
+
+    What is not understood and has words in it, or is longer than formulas are, is a text: it means itself.
+    """
+    try:
+        return _read(normal)
+    except Unreadable:
+        is_text = len(normal) > MAX_CHARS or words_in(normal)
+        return Meaning(f"text {normal.casefold()}") if is_text else None
+
+
+def _read(text: str) -> Meaning:
+    text = text.strip()
+    if _INTEGER.fullmatch(text):
+        return leaf(Fraction(int(text)), text)
+    for reader in READERS:
+        if meaning := reader(text):
+            return meaning
+    value = evaluate(text)
+    return leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
+
+
+_FLOAT = re.compile(r"-?[0-9]*\.[0-9]{12,}")
+
+
+def _exact(printed: Fraction) -> Fraction:
+    """The fraction whose floating-point print this is: 2.6666666666666665 means 8/3."""
+    near = printed.limit_denominator(1_000)
+    return near if abs(near - printed) * 10**12 <= abs(printed) else printed
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,1000}")
+_NUMERAL = re.compile(r"(-?)0*([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?| base )([0-9]{1,2}) ?\}?")
+_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?:[ '-][A-Za-z]+)+|no|on|up|in")
+_FUNCTION_NAME = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|sin|cos|tan|sec|csc|cot|log|ln|exp)(?![a-z]{2})")
+
+
+def _numeral(text: str) -> Meaning | None:
+    """A numeral in another base: 10_2 is not the answer 2."""
+    match = _NUMERAL.fullmatch(text)
+    if match is None:
+        return None
+    sign, digits, base = match.groups()
+    return _read(sign + digits) if base == "10" else Meaning(f"numeral {sign}{digits.upper()} base {base}")
+
+
+def _words(text: str) -> Meaning | None:
+    """Letters only, at least two: Monday, no solution. A single letter is a variable, or a choice: (A) and A agree."""
+    if not _WORDS.fullmatch(text) or _FUNCTION_NAME.search(text):
+        return None
+    return Meaning(f"words {' '.join(text.casefold().split())}")
+
+
+_SEPARATOR = r"(?:[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
+_INEQUALITY = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
+_ASSIGNED = re.compile(r" ?([A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?)=")
+
+
+def _list(text: str) -> Meaning | None:
+    """Several answers, in any order; assignments to different names (x=1, y=2) stay with them, inequalities are a union."""
+    parts = [part for part in _split(text, _SEPARATOR)[0] if part.strip()]
+    if not parts:
+        raise Unreadable("nothing but commas")
+    if len(parts) == 1:
+        return None if parts[0] == text else _read(parts[0])
+    meanings = [_read(part) for part in parts]
+    if all(_INEQUALITY.search(part) for part in parts):
+        return compound("union {}", meanings, ordered=False)
+    names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
+    in_order = frozenset({f"({','.join(meaning.key for meaning in meanings)})"})
+    if len(set(names)) == len(parts):
+        named = sorted(f"{name}={meaning.key}" for name, meaning in zip(names, meanings, strict=True))
+        return Meaning("{" + ",".join(named) + "}", also=in_order)
+    return set_of(meanings, in_order)
+
+
+_RELATION = r"(?:\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[=<>])"
+_NAME = re.compile(
+    r"(?:[A-Za-z]+(?: [A-Za-z]+){0,3}|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega)|\\(?:angle|triangle) ?[A-Za-z]+)"
+    r"'?(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?(?:\([A-Za-z0-9,]*\))?|\([A-Za-z](?:,[A-Za-z])+\)|\|[A-Z]{2}\|"
+)
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text.strip()) is not None and not _FUNCTION_NAME.search(text)
+
+
+def _relation(text: str) -> Meaning | None:
+    sides, signs = _split(text, _RELATION)
+    if not signs:
+        return None
+    if "\\approx" in signs:  # what follows it is less exact than what stands before, unless that is only a name
+        end = signs.index("\\approx") + 1
+        end += end == 1 and _is_name(sides[0])
+        sides, signs = sides[:end], ["="] * (end - 1)
+    if not signs:
+        return _read(sides[0])
+    if signs == ["\\in"] and _is_name(sides[0]):
+        return _read(sides[1])
+    if set(signs) == {"="}:
+        return _equation(sides)
+    if signs == ["\\ne"]:
+        return compound("not equal {}", [_read(side) for side in sides], ordered=False)
+    return _inequality(sides, signs)
+
+
+def _equation(sides: list[str]) -> Meaning:
+    """x=2 means 2; 100-98=2 and other chains mean their last side; 2x+y=3 means all its multiples."""
+    if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+        sides = sides[::-1]
+    first, *_, last = sides
+    if len(sides) > 2:
+        return _read(last)
+    try:
+        difference = subtract(evaluate(first), evaluate(last))
+    except Unreadable:
+        difference = Fraction(0)
+    shape = scale_free(difference, signed=False)
+    if _is_name(first) or shape is None:
+        meaning = _read(last)
+        return meaning if shape is None else replace(meaning, also=meaning.also | {f"equation {shape}"})
+    return Meaning(f"equation {shape}", conclusion=_read(last).key)
+
+
+def _inequality(sides: list[str], signs: list[str]) -> Meaning:
+    """A name between constants means the interval; anything else its differences, up to positive factors."""
+    if set(signs) <= {">", "\\ge"}:
+        sides, signs = sides[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in reversed(signs)]
+    if not set(signs) <= {"<", "\\le"}:
+        raise Unreadable("mixed relations")
+    values = [evaluate(side) for side in sides]
+    differences = [scale_free(subtract(b, a), signed=True) for a, b in itertools.pairwise(values)]
+    if None in differences:
+        raise Unreadable("an inequality between constants")
+    key = "inequality " + ",".join(f"{sign} {difference}" for sign, difference in zip(signs, differences, strict=True))
+    if len(sides) == 2 and _is_name(sides[0]):
+        sides, signs = ["-\\infty", *sides], ["<", *signs]
+    elif len(sides) == 2 and _is_name(sides[1]):
+        sides, signs = [*sides, "\\infty"], [*signs, "<"]
+    if len(sides) != 3 or not _is_name(sides[1]):
+        return Meaning(key)
+    low, high = _read(sides[0]), _read(sides[2])
+    form = ("(" if signs[0] == "<" else "[") + "{}" + (")" if signs[1] == "<" else "]")
+    return compound(form, [low, high], also=frozenset({key}))
+
+
+def _ratio(text: str) -> Meaning | None:
+    parts, signs = _split(text, ":")
+    if len(parts) == 2 and _is_name(parts[0]):
+        return _read(parts[1])
+    return compound("ratio {}", [leaf(evaluate(part), part) for part in parts]) if signs else None
+
+
+def _union(text: str) -> Meaning | None:
+    parts, signs = _split(text, r"\\cup(?![A-Za-z])")
+    return compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
+
+
+_EMPTY = Meaning("{}")
+_CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
+
+
+def _bracketed(text: str) -> Meaning | None:
+    """Tuples, points and intervals keep their order; with three or more elements the kind of bracket says nothing."""
+    if text == "\\emptyset":
+        return _EMPTY
+    opening = text[:2] if text.startswith("\\{") else text[:1]
+    closing = text[-2:] if text.endswith("\\}") else text[-1:]
+    if closing not in _CLOSERS.get(opening, ()):
+        return None
+    inside = text[len(opening) : -len(closing)]
+    if opening == "\\{" and not inside.strip():
+        return _EMPTY
+    try:
+        parts, signs = _split(inside, "[,;]")
+    except Unreadable:
+        return None  # the first bracket is not closed by the last: (x+1)(x-1)
+    if opening == "\\{":
+        return set_of([_read(part) for part in parts])
+    if not signs:
+        return None
+    form = f"{opening}{{}}{closing}" if len(parts) == 2 else "({})"
+    return compound(form, [_read(part) for part in parts])
+
+
+_MATRIX = re.compile(
+    r"[\[(]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}[\])]?", re.DOTALL
+)
+
+
+def _matrix(text: str) -> Meaning | None:
+    """Rows of cells, whatever the brackets; a column may also be given as a tuple."""
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
+    cells = [_read(cell) for row in rows for cell in row]
+    widths = "-".join(str(len(row)) for row in rows)
+    is_column = set(map(len, rows)) == {1}
+    column = frozenset({f"({','.join(cell.key for cell in cells)})"} if is_column else set[str]())
+    return compound(f"matrix {widths} {{}}", cells, also=column)
+
+
+def _plus_minus(text: str) -> Meaning | None:
+    if "\\pm" not in text and "\\mp" not in text:
+        return None
+    upper = text.replace("\\pm", "+").replace("\\mp", "-")
+    lower = text.replace("\\pm", "-").replace("\\mp", "+")
+    return set_of([_read(upper), _read(lower)])
+
+
+def _percentage(text: str) -> Meaning | None:
+    """27% is the answer 27, as datasets write it, and may be recognised as 0.27."""
+    if not text.endswith("%"):
+        return None
+    value = evaluate(text[:-1])
+    return replace(leaf(value, text[:-1]), also=frozenset({fingerprint(divide(value, Fraction(100)))}))
+
+
+def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:
+    """The parts between matches of `pattern` outside all brackets, and the matches."""
+    parts: list[str] = []
+    signs: list[str] = []
+    start = depth = 0
+    for match in _scanner(pattern).finditer(text):
+        token = match.group()
+        if match.lastgroup == "opening":
+            depth += 1
+        elif match.lastgroup == "closing":
+            depth -= 1
+            if depth < 0:
+                raise Unreadable("unbalanced brackets")
+        elif depth == 0:
+            parts.append(text[start : match.start()])
+            signs.append(token)
+            start = match.end()
+    return [*parts, text[start:]], signs
+
+
+@functools.cache
+def _scanner(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?P<opening>\\begin|\\\{{|[(\[{{])|(?P<closing>\\end|\\\}}|[)\]}}])|(?P<sign>{pattern})")
+
+
+# Tried in this order, before arithmetic: each gives the meaning of a text in normal form, or None where it is not its kind.
+READERS: list[Callable[[str], Meaning | None]] = [
+    _numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage
+]  # fmt: skip

@@ -1,0 +1,248 @@
+"""Verdicts and clusters of one question's completions: a ladder of cheap exact steps, math-verify only where it ends.
+
+    same string -> same normal form (`notation`) -> same meaning (`canonical`) -> math-verify (`symbolic`, sandboxed)
+
+A verdict is correct, incorrect or error (a limit was hit; counted as neither). The correct answers are one cluster and
+the others group by canonical key: an equivalence by construction, independent of order, batching and workers. What was
+decided under a limit is in the GRADES rows; a finished shard is never graded again, so a resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from east_ray.answers.canonical import read
+from east_ray.answers.extraction import Extraction, extract_answer
+from east_ray.answers.meaning import Meaning, agree
+from east_ray.answers.normalization import normalise
+from east_ray.answers.sandbox import Sandbox
+from east_ray.config.sections import GradingConfig
+from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT
+
+IGNORED = -1  # cluster of a completion without an answer when unanswered = "ignore"
+MEMO_LIMIT = 200_000  # distinct answers remembered; some 200 MB
+
+
+@dataclass(frozen=True)
+class GradedQuestion:
+    """One question's completions, in order, and their clusters, by size and then key.
+
+    `clusters[i]` indexes `cluster_sizes` and `cluster_verdicts`, or is -1 (unanswered = "ignore").
+    """
+
+    answers: list[str | None]
+    rules: list[str]
+    verdicts: list[str]
+    clusters: list[int]
+    cluster_sizes: list[int]
+    cluster_verdicts: list[str]
+    truncated: list[bool]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An answer read once: its normal form and its meaning (None: only the sandbox can tell)."""
+
+    normal: str
+    meaning: Meaning | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and the key that answers of the same cluster share."""
+
+    verdict: str
+    key: str
+
+
+class Grader:
+    """Owns a sandbox, started when first needed, and remembers answers across questions. Usable from any thread."""
+
+    def __init__(self, grading: GradingConfig) -> None:
+        self._grading = grading
+        self._sandbox = Sandbox(
+            "east_ray.answers.math_verify_worker:compare",
+            deadline_seconds=grading.deadline_seconds,
+            memory_gib=grading.memory_gib,
+        )
+        self._reads: dict[str, _Read] = {}
+        self._judgements: dict[tuple[str, str], Judgement] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the sandbox; the next question would start it again."""
+        self._sandbox.close()
+
+    def equal(self, reference: str, answer: str) -> str:
+        """CORRECT, INCORRECT, or ERROR when a limit was hit."""
+        return self._judge([(reference, answer)])[reference, answer].verdict
+
+    def judge(self, reference: str, answers: Sequence[str | None]) -> list[Judgement]:
+        """The judgement on each extracted answer of one question, in order; None is incorrect."""
+        judged = self._judge([(reference, answer) for answer in answers if answer is not None])
+        return [_UNANSWERED if answer is None else judged[reference, answer] for answer in answers]
+
+    def grade(
+        self, reference: str, completions: Sequence[str], finish_reasons: Sequence[str] | None = None
+    ) -> GradedQuestion:
+        """Extract, judge and cluster one question's completions; without finish_reasons none counts as truncated."""
+        return self.grade_many([(reference, completions, finish_reasons or ["unknown"] * len(completions))])[0]
+
+    def grade_many(self, questions: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> list[GradedQuestion]:
+        """Grade several (reference, completions, finish_reasons), with one exchange with the sandbox for all of them."""
+        tags, last_number = self._grading.answer_tags, self._grading.last_number
+        extractions = [
+            [extract_answer(text, answer_tags=tags, last_number=last_number) for text in completions]
+            for _, completions, _ in questions
+        ]
+        judged = self._judge(
+            [
+                (reference, found.answer)
+                for (reference, _, _), row in zip(questions, extractions, strict=True)
+                for found in row
+                if found.answer is not None
+            ]
+        )
+        return [
+            self._graded(
+                row,
+                [_UNANSWERED if found.answer is None else judged[reference, found.answer] for found in row],
+                finish_reasons,
+            )
+            for row, (reference, _, finish_reasons) in zip(extractions, questions, strict=True)
+        ]
+
+    def _graded(
+        self, extractions: Sequence[Extraction], judgements: Sequence[Judgement], finish_reasons: Sequence[str]
+    ) -> GradedQuestion:
+        answers = [found.answer for found in extractions]
+        numbers, sizes, verdicts = group(answers, judgements, self._grading.cluster, self._grading.unanswered)
+        return GradedQuestion(
+            answers=answers,
+            rules=[found.rule for found in extractions],
+            verdicts=[judgement.verdict for judgement in judgements],
+            clusters=numbers,
+            cluster_sizes=sizes,
+            cluster_verdicts=verdicts,
+            truncated=[reason == "length" for reason in finish_reasons],
+        )
+
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judgement]:
+        """The judgement on each distinct (reference, answer), as written."""
+        if len(self._reads) > MEMO_LIMIT or len(self._judgements) > MEMO_LIMIT:
+            self._reads.clear()
+            self._judgements.clear()
+        judgements: dict[tuple[str, str], Judgement] = {}
+        undecided: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for pair in dict.fromkeys(pairs):
+            reference, answer = self._read(pair[0]), self._read(pair[1])
+            normals = reference.normal, answer.normal
+            judgement = self._judgements.get(normals) or _by_reading(*pair, reference, answer)
+            if judgement is None:
+                undecided.setdefault(normals, []).append(pair)
+            else:
+                judgements[pair] = judgement
+        outcomes = self._sandbox.run(list(undecided))
+        for (normals, written), outcome in zip(undecided.items(), outcomes, strict=True):
+            judgement = _by_algebra(normals[1], self._read(written[0][0]).meaning, outcome)
+            self._judgements[normals] = judgement
+            judgements.update(dict.fromkeys(written, judgement))
+        return judgements
+
+    def _read(self, answer: str) -> _Read:
+        known = self._reads.get(answer)
+        if known is None:
+            normal = normalise(answer)
+            known = self._reads[answer] = _Read(normal, read(normal))
+        return known
+
+
+def group(
+    answers: Sequence[str | None], judgements: Sequence[Judgement], cluster: str, unanswered: str
+) -> tuple[list[int], list[int], list[str]]:
+    """The cluster of each completion (-1: ignored), the clusters' sizes and verdicts; numbered by size, then key.
+
+    `cluster` and `unanswered` are as in GradingConfig.
+    """
+    keys = [
+        f"string {answer}" if cluster == "string" and answer is not None else judgement.key
+        for answer, judgement in zip(answers, judgements, strict=True)
+    ]
+    sizes = Counter(keys)
+    if unanswered == "ignore":
+        sizes.pop(_UNANSWERED.key, None)
+    ranked = sorted(sizes, key=lambda key: (-sizes[key], key))
+    number_of = {key: number for number, key in enumerate(ranked)}
+    verdict_of = {key: judgement.verdict for key, judgement in zip(keys, judgements, strict=True)}
+    return (
+        [number_of.get(key, IGNORED) for key in keys],
+        [sizes[key] for key in ranked],
+        [verdict_of[key] for key in ranked],
+    )
+
+
+_CORRECT = Judgement(CORRECT, "correct")
+_UNANSWERED = Judgement(INCORRECT, "unanswered")
+
+
+def _by_reading(written_reference: str, written: str, reference: _Read, answer: _Read) -> Judgement | None:
+    """The judgement where strings and meanings settle it."""
+    if written_reference == written or (reference.normal == answer.normal and answer.normal):
+        return _CORRECT
+    if not answer.normal:
+        return Judgement(INCORRECT, "blank")
+    if reference.meaning is None or answer.meaning is None:
+        return None
+    return _CORRECT if agree(reference.meaning, answer.meaning) else Judgement(INCORRECT, answer.meaning.key)
+
+
+def _by_algebra(normal: str, reference: Meaning | None, outcome: Any) -> Judgement:
+    """The judgement from what the sandbox found: nothing at all where a limit was hit."""
+    if outcome is None:
+        return Judgement(ERROR, f"undecided {normal}")
+    equal, key = outcome
+    if equal or (reference is not None and key == reference.key):
+        return _CORRECT
+    return Judgement(INCORRECT, key or f"opaque {normal}")
+
+
+def grade_table(samples: pa.Table, grader: Grader) -> pa.Table:
+    """records.SAMPLES -> records.GRADES, row by row, in order."""
+    rows = samples.to_pylist()
+    graded = grader.grade_many([(row["reference"], row["completions"], row["finish_reasons"]) for row in rows])
+    return pa.Table.from_pylist([_grades_row(*pair) for pair in zip(rows, graded, strict=True)], schema=GRADES)
+
+
+def _grades_row(sample: dict[str, Any], graded: GradedQuestion) -> dict[str, Any]:
+    verdicts, tokens = graded.verdicts, sample["completion_tokens"]
+    clusters = zip(graded.cluster_sizes, graded.cluster_verdicts, strict=True)
+    finished = zip(verdicts, graded.truncated, strict=True)
+    written = zip(verdicts, sample["completions"], strict=True)
+    return {
+        **vars(graded),
+        "question_id": sample["question_id"],
+        "num_samples": len(verdicts),
+        "num_correct": verdicts.count(CORRECT),
+        "num_incorrect": verdicts.count(INCORRECT),
+        "num_errors": verdicts.count(ERROR),
+        "num_unanswered": graded.answers.count(None),
+        "num_truncated": sum(graded.truncated),
+        "num_positives": sum(verdict == CORRECT and not truncated for verdict, truncated in finished),
+        "num_negatives": sum(verdict == INCORRECT and bool(text.strip()) for verdict, text in written),
+        "largest_wrong": max((size for size, verdict in clusters if verdict == INCORRECT), default=0),
+        "mean_tokens": sum(tokens) / len(tokens) if tokens else 0.0,
+        "shortfall": sample["shortfall"],
+    }

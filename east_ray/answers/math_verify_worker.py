@@ -1,0 +1,85 @@
+"""What runs inside the sandbox: math-verify, on the few answers our own reader does not understand.
+
+The only file that imports sympy. Slow, and not to be trusted to end. math-verify's LaTeX grammar builds the expression;
+its fallback that passes arithmetic on to sympy's `parse_expr`, which is `eval` at heart, is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import math_verify
+import sympy
+from math_verify import LatexExtractionConfig
+
+from east_ray.answers.values import Unreadable, fingerprint, from_digits, settle, variable
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+
+def compare(reference: str, answer: str) -> tuple[bool, str | None]:
+    """math-verify's verdict on two normalised answers, and the answer's canonical key (None: it has no value).
+
+    The reference goes first: math-verify is not symmetric.
+    """
+    return _verify(reference, answer), _key(answer)
+
+
+def both_ways(left: str, right: str) -> tuple[bool, bool]:
+    """math-verify's verdict with the left as reference, and with the right."""
+    return _verify(left, right), _verify(right, left)
+
+
+def plain_equal(reference: str, completion: str) -> bool:
+    """math-verify as it comes, on a reference and a whole completion, for comparison only.
+
+    Its defaults pass a run of digits and operators, nothing else, on to `parse_expr`.
+    """
+    gold = math_verify.parse(f"${reference}$", parsing_timeout=0)
+    return math_verify.verify(gold, math_verify.parse(completion, parsing_timeout=0), timeout_seconds=None)
+
+
+def _verify(reference: str, answer: str) -> bool:
+    parsed = _parse(reference), _parse(answer)
+    try:
+        return math_verify.verify(*parsed, timeout_seconds=None, raise_on_error=True)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # two kinds of expression that sympy cannot compare
+        return False
+
+
+@lru_cache(maxsize=1_000)
+def _parse(answer: str) -> list[Any]:
+    return math_verify.parse(
+        f"${answer}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0
+    )  # 0: no alarm
+
+
+def _key(answer: str) -> str | None:
+    """The same key as `canonical.read` gives: its value at the points where `arithmetic` evaluates."""
+    expressions = [parsed for parsed in _parse(answer) if isinstance(parsed, sympy.Expr)]
+    if not expressions:
+        return None
+    try:
+        return fingerprint(settle(_value(expressions[0].doit())))
+    except (Unreadable, ArithmeticError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _value(expression: sympy.Expr) -> Any:
+    symbols = sorted(expression.free_symbols, key=str)
+    if not symbols:
+        return _number(expression)
+    points = zip(*(variable(str(symbol)) for symbol in symbols), strict=True)
+    return tuple(_number(expression.subs(dict(zip(symbols, point, strict=True)))) for point in points)
+
+
+def _number(expression: sympy.Expr) -> Any:
+    if isinstance(expression, sympy.Rational):
+        return Fraction(int(expression.p), int(expression.q))
+    real, imaginary = expression.evalf(40).as_real_imag()
+    return from_digits(str(real), str(imaginary))

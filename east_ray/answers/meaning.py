@@ -1,0 +1,92 @@
+r"""The meaning of an answer: a canonical key, and what else it takes to recognise it as the reference. Pure.
+
+`canonical` reads meanings from text. Here they are put together from parts, and two of them are compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from east_ray.answers.values import Value, fingerprint, is_rounded
+
+
+@dataclass(frozen=True)
+class Meaning:
+    r"""`key` is the meaning. The rest serves the comparison of an answer with a reference.
+
+    `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order).
+    `conclusion`: key of an equation's last side, what an answer claims when the reference is no equation.
+    `members`: keys of the elements of a set. `shape`: the key with # for each number; `numbers` and `spellings` are what
+    stood there, so that 1.732 is recognised as a rounded \sqrt{3}.
+    """
+
+    key: str
+    also: frozenset[str] = frozenset()
+    conclusion: str | None = None
+    members: tuple[str, ...] = ()
+    shape: str = ""
+    numbers: tuple[Value, ...] = ()
+    spellings: tuple[str, ...] = ()
+
+
+def agree(reference: Meaning, answer: Meaning) -> bool:
+    """Does the answer mean the reference, exactly or as a decimal close enough to it?"""
+    if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
+        return True
+    if reference.also & answer.also or reference.key == answer.conclusion:
+        return True
+    if reference.shape != answer.shape or not any("." in number for number in reference.spellings + answer.spellings):
+        return False
+    return all(
+        fingerprint(expected) == fingerprint(got) or _is_rounded(expected, written) or _is_rounded(got, original)
+        for expected, original, got, written in zip(
+            reference.numbers, reference.spellings, answer.numbers, answer.spellings, strict=True
+        )
+    )
+
+
+_DECIMAL = re.compile(r"-?0*([0-9]*)\.([0-9]+)")
+MIN_DECIMALS_OF_FRACTION = 6  # as math-verify: 0.333333 is 1/3, 0.3333 is another number
+MIN_DIGITS_OF_IRRATIONAL = 4  # 1.732 is the square root of 3, 1.73 is not
+
+
+def _is_rounded(exact: Value, spelling: str) -> bool:
+    """Is `spelling` a decimal that rounds, or cuts off, `exact` at its last digit, the twelfth at most (a float's noise)?"""
+    match = _DECIMAL.fullmatch(spelling)
+    if match is None:
+        return False
+    whole, decimals = match.groups()
+    rational = isinstance(exact, Fraction)
+    if rational and len(decimals) < MIN_DECIMALS_OF_FRACTION:
+        return False
+    if not rational and len((whole + decimals).lstrip("0")) < MIN_DIGITS_OF_IRRATIONAL:
+        return False
+    written = Fraction(spelling)
+    return is_rounded(exact, written, max(Fraction(1, 10 ** len(decimals)), abs(written) / 10**12))
+
+
+def leaf(value: Value, spelling: str) -> Meaning:
+    """The meaning of one value, written as `spelling`."""
+    return Meaning(fingerprint(value), shape="#", numbers=(value,), spellings=(spelling,))
+
+
+def compound(form: str, parts: Sequence[Meaning], *, ordered: bool = True, **fields: object) -> Meaning:
+    """A meaning made of parts; `form` has one {} for all of them, joined by commas."""
+    keys = [part.key for part in parts]
+    return Meaning(
+        form.format(",".join(keys if ordered else sorted(keys))),
+        shape=form.format(",".join(part.shape for part in parts)),
+        numbers=tuple(number for part in parts for number in part.numbers),
+        spellings=tuple(spelling for part in parts for spelling in part.spellings),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def set_of(elements: Sequence[Meaning], also: frozenset[str] = frozenset()) -> Meaning:
+    """The set of some elements, of which those that are sets give theirs; a single element is just that element."""
+    members = tuple(sorted({key for element in elements for key in element.members or (element.key,)}))
+    key = "{" + ",".join(members) + "}" if len(elements) > 1 else members[0]
+    return replace(compound("{{{}}}", elements), key=key, members=members, also=also)

@@ -1,0 +1,219 @@
+"""One run's settings: the sections put together, read from TOML, changed by `--set a.b=c`, checked once, and explained."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from east_ray.config.sections import (
+    EvaluationConfig,
+    GradingConfig,
+    ModelConfig,
+    QuestionsConfig,
+    SamplingConfig,
+    Section,
+    SelectionConfig,
+    WeightingConfig,
+)
+from east_ray.config.training import Loss, TrainingConfig
+from east_ray.records import UserError
+
+
+class RunConfig(Section):
+    """Where a run is kept, and how its rounds follow each other."""
+
+    dir: str = Field(
+        default="runs/east", description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of samples, selections and training order.")
+    rounds: int = Field(
+        default=1, ge=1, description="T, rounds of sample-weigh-train (Algorithm 1; 3 in the paper's section 4.2)."
+    )
+    start_from: Literal["previous", "base"] = Field(
+        default="previous",
+        description="Which weights training starts from in round t > 0: the model just trained (Algorithm 1) or the base.",
+    )
+    data: Literal["replace", "accumulate"] = Field(
+        default="replace", description="Train on this round's examples only, or on those of every round so far."
+    )
+    parallel_arms: int = Field(
+        default=1, ge=1, description="Arms trained at the same time, as far as the cluster has room."
+    )
+
+
+class Arm(Section):
+    """One way to train on the same samples: a name and the dotted settings it changes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", description="Name in tables and directories.")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="Dotted weighting.* and training.* settings (and run.seed) this arm changes."
+    )
+    rounds: int | None = Field(default=None, ge=1, description="Rounds of this arm; run.rounds where not given.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in self.set:
+            if key.split(".")[0] not in ("weighting", "training") and key != "run.seed":
+                raise ValueError(
+                    f"arm {self.name!r} sets {key}: arms share samples and grades, so only weighting.*, training.* and run.seed vary"
+                )
+        return self
+
+
+class ReproduceConfig(Section):
+    """What `east-ray reproduce` trains: Table 1, and Figures 3 to 5 with SFT as in the paper."""
+
+    losses: tuple[Loss, ...] = Field(default=("sft", "dpo", "kto"), description="Blocks of Table 1.")
+    exponents: tuple[float, ...] = Field(
+        default=(-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3),
+        description="Exponents of Figure 3 (B.2).",
+    )
+    ablation_exponents: tuple[float, ...] = Field(
+        default=(0.5, 1, 1.5), description="Exponents over which Figure 5 averages each measure (4.3)."
+    )
+    rounds: int = Field(default=3, ge=1, description="Rounds of Figure 4, for vanilla and EAST (4.2).")
+    seeds: tuple[int, ...] = Field(
+        default=(0,), min_length=1, description="Training seeds; every arm is trained once per seed."
+    )
+
+
+class Config(Section):
+    """Everything one run can be told, section by section; `load` reads it and names what is wrong, `for_arm` varies it."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig
+    questions: QuestionsConfig
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    grading: GradingConfig = Field(default_factory=GradingConfig)
+    weighting: WeightingConfig = Field(default_factory=WeightingConfig)
+    selection: SelectionConfig = Field(default_factory=SelectionConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    arms: tuple[Arm, ...] = Field(
+        default=(Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
+        description="What is trained on the same samples; by default plain self-training and EAST.",
+    )
+    sweep: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description='For `east-ray sweep`: values by dotted setting, e.g. "weighting.exponent" = [0, 1, 2]; every combination is an arm.',
+    )
+    reproduce: ReproduceConfig = Field(default_factory=ReproduceConfig, description="For `east-ray reproduce`.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"arms must have different names, got {names}")
+        for arm in self.arms:
+            self.for_arm(arm)
+        return self
+
+    def for_arm(self, arm: Arm) -> Config:
+        """This config with the arm's settings applied and the arms themselves left out."""
+        data = self.model_dump(exclude={"arms", "sweep", "reproduce"})
+        for dotted, value in arm.set.items():
+            _assign(data, dotted, value)
+        return Config.model_construct(
+            **{name: type(getattr(self, name)).model_validate(data[name]) for name in data}, arms=(arm,)
+        )
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file and apply `section.key=value` overrides. UserError names file, key, value and remedy."""
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no config file at {path}; see jobs/configs/ for examples") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{str(path)!r} is not readable as TOML: {error}; mend it, or start from jobs/configs/"
+        ) from None
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override!r}: expected section.key=value, e.g. --set training.loss=dpo")
+        _assign(data, dotted.strip(), _parse_value(text.strip()))
+    return from_dict(data, source=str(path))
+
+
+def from_dict(data: Mapping[str, Any], source: str) -> Config:
+    """Validate settings that came from `source` (named in errors). Secrets are refused: settings are written and printed."""
+    if secret := _secret_in(data, ""):
+        raise UserError(
+            f"{source}: {secret} holds a secret, and settings are written to files; take it out and give it in the "
+            f"environment (HF_TOKEN, WANDB_API_KEY, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or in ~/.aws"
+        )
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text  # an unquoted string, as typed in a shell
+
+
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:token|secret|password|credentials?|api_?key|(?:access|private)_key)$", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(r"[a-z0-9+.-]+://[^/@?\s]+:[^/@?\s]+@|\bhf_[A-Za-z0-9]{20,}\b")
+
+
+def _secret_in(value: Any, dotted: str) -> str | None:
+    """Dotted name of the first setting whose name or text says that it is a secret; never its value."""
+    if isinstance(value, str):
+        named = _SECRET_NAME.search(dotted.rpartition(".")[2]) is not None
+        return dotted if value and (named or _SECRET_VALUE.search(value)) else None
+    if isinstance(value, Mapping):
+        inside = [(f"{dotted}.{key}".lstrip("."), item) for key, item in value.items()]
+    else:
+        inside = [(f"{dotted}.{i}", item) for i, item in enumerate(value)] if isinstance(value, list | tuple) else []
+    return next((found for name, item in inside if (found := _secret_in(item, name))), None)
+
+
+def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if data.get(parent) is None:
+            data[parent] = {}
+        data = data[parent]
+        if not isinstance(data, dict):
+            raise UserError(f"{dotted}: {parent} is not a section")
+    data[last] = value
+
+
+def _explain(item: Any, source: str) -> str:
+    dotted = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _names_at(item["loc"][:-1]), n=1)
+        known = (
+            f"did you mean {'.'.join([*map(str, item['loc'][:-1]), near[0]])}?"
+            if near
+            else "`east-ray config CONFIG` prints all keys of a config that is in order"
+        )
+        return f"{source}: unknown key {dotted}; {known}"
+    if item["type"] == "missing":
+        return f"{source}: {dotted} is required; add it or pass --set {dotted}=..."
+    message = item["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(item["input"], dict | Section) else f" (got {reprlib.repr(item['input'])})"
+    return f"{source}: {dotted or 'config'}: {message}{got}"
+
+
+def _names_at(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else Arm
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), Arm)
+    return list(section.model_fields)

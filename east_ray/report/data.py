@@ -1,0 +1,162 @@
+"""What the report starts from: a run's config and every evaluation in it, read once, and where its weights lie.
+
+Chapters (`chapters.py`, `workings.py`) are made from it; how a page is made of chapters is `report.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from east_ray.arms import weight_mapping
+from east_ray.config.load import Arm, Config
+from east_ray.evaluation.comparison import (
+    DEFAULT,
+    Comparison,
+    Measured,
+    at_round,
+    compare,
+    read_measured,
+    seed_groups,
+    vanilla_arms,
+)
+from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
+from east_ray.runs.directory import RunDirectory
+from east_ray.weighting.mappings import Mapping as WeightMapping
+
+MAX_PLACES = 4  # arms of the last round that get figures of their own
+METHOD_COLORS = {"entropy": EAST, "inaccuracy": 3, "dominant_wrong": 4, "wpo": 5, "perplexity": 6}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: headings, rows of text, and a caption below."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """`id` is its anchor and `short` its name in the page's navigation."""
+
+    id: str
+    short: str
+    title: str
+    text: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What every chapter starts from. `metrics` holds the metrics.json of everything measured on the test questions."""
+
+    run: RunDirectory
+    config: Config
+    measured: tuple[Measured, ...]  # after every round
+    metrics: Mapping[Measured, dict[str, Any]]
+    compared: Mapping[str, Measured]  # after the same number of rounds
+    comparisons: tuple[Comparison, ...]
+    held_out: tuple[Comparison, ...]  # the same arms on the validation questions, when there are any
+    vanilla: Mapping[str, str]
+    groups: Mapping[str, tuple[str, ...]]  # arms that differ in their seed alone
+
+    def arm(self, name: str) -> Arm:
+        """The config's arm of that name."""
+        return next(arm for arm in self.config.arms if arm.name == name)
+
+    def color(self, name: str) -> int:
+        """By what weighs an arm's questions: grey before training, blue for vanilla, orange for entropy, then the others."""
+        if name == DEFAULT:
+            return NEUTRAL
+        if self.vanilla.get(name) == name:
+            return VANILLA
+        own = self.config.for_arm(self.arm(name))
+        return METHOD_COLORS[
+            own.weighting.measure if own.training.local_weight == "none" else own.training.local_weight
+        ]
+
+    def places(self) -> dict[str, str]:
+        """Where weights were computed: name for readers -> directory. Round 0 is shared by all arms."""
+        found = {"round 1" if self.config.run.rounds > 1 else "all arms": "round-00"}
+        for t in range(1, self.config.run.rounds):
+            found |= {f"round {t + 1}, {arm.name}": f"round-{t:02d}/arms/{arm.name}" for arm in self.config.arms}
+        return {name: place for name, place in found.items() if self.run.exists(place, "weights", "weights.json")}
+
+    def columns(self, place: str) -> dict[str, str]:
+        """Weight column -> its name for readers, of the arms that share this place; equal weights last."""
+        arms = [arm for arm in self.config.arms if place == "round-00" or place.endswith(f"/arms/{arm.name}")]
+        users: dict[WeightMapping, list[str]] = {}
+        for arm in arms:
+            group = next(group for group, members in self.groups.items() if arm.name in members)
+            users.setdefault(weight_mapping(self.config, arm), []).append(group)
+        ordered = sorted(users.items(), key=lambda item: _is_equal(item[0]))
+        return {mapping.column: _name(mapping, list(dict.fromkeys(names))) for mapping, names in ordered}
+
+    def drawn_places(self) -> dict[str, str]:
+        """The first round's place and those of the last round, one seed of each arm: what lies between is in the tables."""
+        places = self.places()
+        last = max((place.split("/")[0] for place in places.values()), default="")
+        firsts = {members[0] for members in self.groups.values()}
+        of_last = [
+            name
+            for name, place in places.items()
+            if place.startswith(f"{last}/arms/") and place.rsplit("/", 1)[-1] in firsts
+        ]
+        return {name: place for name, place in places.items() if place == "round-00" or name in of_last[:MAX_PLACES]}
+
+
+def gather(run: RunDirectory, config: Config) -> Findings:
+    """Read every evaluation of a run and compare its arms."""
+    measured = read_measured(run, config, "evaluation")
+    compared = at_round(config, measured)
+    held_out = at_round(config, read_measured(run, config, "validation"))
+    return Findings(
+        run=run,
+        config=config,
+        measured=tuple(measured),
+        metrics={m: run.read_json(m.directory, "metrics.json") for m in measured},
+        compared=compared,
+        comparisons=tuple(compare(run, config, compared)),
+        held_out=tuple(compare(run, config, held_out)),
+        vanilla=vanilla_arms(config),
+        groups=seed_groups(config),
+    )
+
+
+def _name(mapping: WeightMapping, arms: list[str]) -> str:
+    """The arms that train with a mapping, or the mapping itself where they are many."""
+    if len(arms) <= 2:
+        return ", ".join(arms)
+    if _is_equal(mapping):
+        return "equal weights"
+    if mapping.mapping == "power" and mapping.clip is None:
+        return f"{mapping.measure.replace('_', ' ')}, a = {mapping.exponent:g}"
+    return mapping.column.removeprefix("weight_").replace("_", " ")
+
+
+def _is_equal(mapping: WeightMapping) -> bool:
+    return mapping.mapping == "power" and mapping.exponent == 0
+
+
+def bar_of(f: Findings, row: Comparison) -> Bar:
+    """An arm's accuracy as a forest's row, in the arm's colour."""
+    return Bar(row.name, row.accuracy, row.low, row.high, f.color(row.members[0]))
+
+
+def titled(figure: Figure, name: str, several: bool) -> Figure:
+    """The figure with the name of its place in its title, where there is more than one place."""
+    return replace(figure, title=f"{figure.title}: {name}") if several else figure
+
+
+def figure5_name(place: str) -> str:
+    """Name of the file that holds a place's uncertainty map."""
+    return f"figure5_uncertainty_{slug(place)}"
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name: letters and digits, all else an underscore."""
+    return "".join(c if c.isalnum() else "_" for c in text)

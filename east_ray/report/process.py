@@ -1,0 +1,247 @@
+"""The report's chapters on how it came about: what was trained on, how training went, every metric, time and tokens.
+
+Each reads its part of a run directory, never completions, and says it in figures and tables, or is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from east_ray import charts
+from east_ray.evaluation.summary import percent
+from east_ray.report.data import Chapter, Findings, Table, slug, titled
+from east_ray.weighting.mappings import effective_sample_size
+
+MAX_CURVES = 7  # as many as there are colours
+MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
+MAX_HISTOGRAMS = 4  # drawn over each other
+MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
+
+CURVES = (
+    ("loss", "Loss, all questions alike", "loss", "The loss before weighting: comparable between arms."),
+    ("weighted_loss", "Loss as minimised, with weights", "weighted loss", "What the optimizer saw. Arms differ in their weights, so compare shapes, not heights."),
+    ("rewards/margins", "Margin between positive and negative", "reward margin", "How far training has pushed the two apart."),
+    ("rewards/accuracies", "Pairs in the right order", "share of pairs", "How often the positive has the higher reward."),
+)  # fmt: skip
+
+
+def weights(f: Findings) -> Chapter | None:
+    """The funnel as a flow, the histogram of weights, and their effective sample sizes."""
+    places = f.places()
+    drawn, rows = [], []
+    for name, place in places.items():
+        columns = f.columns(place)
+        table = f.run.read_table(place, "weights")
+        reasons = [reason for reason in table["reason"].to_pylist() if reason is not None]
+        dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+        kept = len(table) - len(reasons)
+        values = {
+            arms: np.asarray(table[column].drop_null())
+            for column, arms in columns.items()
+            if column in table.column_names and kept
+        }
+        if name in f.drawn_places():
+            flow = charts.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
+            drawn.append(titled(flow, name, len(places) > 1))
+            varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
+            if varied:
+                shown = dict(list(varied.items())[:MAX_HISTOGRAMS])
+                plot = charts.weight_histogram(shown, f"weights_{slug(place)}")
+                if len(varied) > len(shown):
+                    note = f" {len(shown)} of {len(varied)} different weightings are drawn; all are in the table."
+                    plot = replace(plot, caption=plot.caption + note)
+                drawn.append(titled(plot, name, len(places) > 1))
+        for arms, v in values.items():
+            size = effective_sample_size(v)
+            rows.append(
+                (
+                    f"{name}: {arms}" if len(places) > 1 else arms,
+                    f"{len(v):,}",
+                    f"{size:,.0f}",
+                    f"{size / len(v):.0%}",
+                    f"{v.min():.3g}",
+                    f"{v.max():.3g}",
+                )
+            )
+    if not drawn:
+        return None
+    table = Table(
+        ("weights of", "kept questions", "effective", "share", "smallest", "largest"),
+        tuple(rows),
+        "Effective sample size (sum w)² / sum w²: how many equally weighted questions would say as much. Plain self-training has all of them.",
+    )
+    return Chapter(
+        "weights", "Weights", "What was trained on, and how much each question counts", "", tuple(drawn), (table,)
+    )
+
+
+def training(f: Findings) -> Chapter | None:
+    """Curves of what the trainers logged; an arm's rounds follow each other on one axis."""
+    logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    colors: dict[str, int] = {}
+    most_seeds = 1
+    for group, (first, *others) in f.groups.items():
+        if rows := read_log(f, first):
+            logs.setdefault(f.config.for_arm(f.arm(first)).training.loss, {})[group] = rows
+            colors[group] = f.color(first)
+            most_seeds = max(most_seeds, 1 + len(others))
+    drawn = []
+    for loss, arms in logs.items():
+        for key, title, label, caption in CURVES:
+            curves = {
+                name: (*thin([(r["step"], r[key]) for r in rows if key in r]), colors[name])
+                for name, rows in arms.items()
+            }
+            curves = {name: curve for name, curve in curves.items() if curve[0]}
+            if curves:
+                left_out = len(curves) - MAX_CURVES
+                note = f" The first {MAX_CURVES} of {len(curves)} arms are drawn." if left_out > 0 else ""
+                name = f"training_{loss}_{slug(key)}"
+                shown = dict(list(curves.items())[:MAX_CURVES])
+                full_title = f"{title} ({loss.upper()})"
+                drawn.append(charts.training_curve(name, full_title, label, caption + note, shown))
+    text = f"Of the {most_seeds} seeds of an arm the first is drawn." if most_seeds > 1 else ""
+    return Chapter("training", "Training", "How training went", text, tuple(drawn)) if drawn else None
+
+
+def read_log(f: Findings, arm: str) -> list[dict[str, Any]]:
+    """The rows of an arm's training logs, steps counted through its rounds; none when it was not trained."""
+    rows: list[dict[str, Any]] = []
+    for t in range(f.config.run.rounds):
+        parts = (f"round-{t:02d}/arms/{arm}/training", "log.jsonl")
+        if f.run.exists(*parts):
+            before = rows[-1]["step"] if rows else 0
+            found = [json.loads(line) for line in f.run.read_bytes(*parts).splitlines()]
+            rows += [{**row, "step": row["step"] + before} for row in found]
+    return rows
+
+
+def thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """At most MAX_POINTS (x, y): longer series are averaged over runs of neighbours."""
+    if not points:
+        return [], []
+    width = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + width] for i in range(0, len(points), width)]
+    return [g[-1][0] for g in groups], [float(np.mean([y for _, y in g])) for g in groups]
+
+
+def details(f: Findings) -> Chapter | None:
+    """Everything metrics.json knows beyond the headline, for the models that were compared; the mean of an arm's seeds."""
+    metrics = {row.name: mean_of([f.metrics[f.compared[member]] for member in row.members]) for row in f.comparisons}
+    if not metrics:
+        return None
+    tables = [greedy_table(metrics)]
+    tables += [table for title in ("level", "subject") if (table := group_table(metrics, title))]
+    plain = {name: m for name, m in metrics.items() if m["math_verify_accuracy"] is not None}
+    if plain:
+        body = tuple(
+            (
+                name,
+                percent(m["overall"]["accuracy"]),
+                percent(m["math_verify_accuracy"]),
+                f"{m['math_verify_disagreements']:,.4g}",
+            )
+            for name, m in plain.items()
+        )
+        columns = ("two graders", "ours", "plain math-verify", "questions judged differently")
+        tables.append(Table(columns, body))
+    sampled = {name: m for name, m in metrics.items() if m["pass_at_k"]}
+    if not sampled:
+        return Chapter("details", "Details", "The evaluation in detail", tables=tuple(tables))
+    ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))
+    body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
+    tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), body))
+    curves = {
+        name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(f.groups.get(name, (name,))[0]))
+        for name, m in sampled.items()
+    }
+    curve = charts.pass_at_k_curve(dict(list(curves.items())[:MAX_CURVES]))
+    return Chapter("details", "Details", "The evaluation in detail", "", (curve,), tuple(tables))
+
+
+def greedy_table(metrics: Mapping[str, dict[str, Any]]) -> Table:
+    """What else the greedy answers showed: length, cut off, unanswered, undecided."""
+    return Table(
+        ("model", "accuracy", "mean tokens", "truncated", "no answer", "not gradable"),
+        tuple(
+            (
+                name,
+                percent(m["overall"]["accuracy"]),
+                f"{m['mean_tokens']:,.1f}",
+                *(percent(m[key]) for key in ("truncated_share", "no_answer_share", "error_share")),
+            )
+            for name, m in metrics.items()
+        ),
+        "Greedy decoding. Questions whose answer could not be graded count as not correct: their share is how far accuracy "
+        "may be too low.",
+    )
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of each entry of dictionaries alike; what is equal in all stays as it is."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if isinstance(values[0], dict):
+        return {key: mean_of([value[key] for value in values]) for key in values[0]}
+    return float(np.mean(values))
+
+
+def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | None:
+    """Accuracy by level or subject; None when there are not at least two."""
+    key = f"by_{title}"
+    sizes = {group: a["num_questions"] for m in metrics.values() for group, a in m[key].items()}
+    if len(sizes) < 2:
+        return None
+    body = tuple(
+        (name, *(percent(m[key][group]["accuracy"]) if group in m[key] else "" for group in sizes))
+        for name, m in metrics.items()
+    )
+    columns = (f"accuracy by {title}", *(f"{group} ({size:,})" for group, size in sizes.items()))
+    return Table(columns, body, f"By {title}. In brackets: how many questions.")
+
+
+def cost(f: Findings) -> Chapter | None:
+    """Wall time and tokens of every step, as recorded when it ended."""
+    if not f.run.exists("metrics.jsonl"):
+        return None
+    steps = [json.loads(line) for line in f.run.read_bytes("metrics.jsonl").splitlines()]
+    steps = [step for step in steps if "step" in step and "seconds" in step]
+    rows = []
+    for step in steps:
+        facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.stage(part).manifest())]
+        tokens = sum(map(tokens_of, facts)) if step["step"] in MODEL_STEPS else 0
+        is_whole = not any(fact.get("reused_shards") for fact in facts)
+        rate = f"{tokens / step['seconds']:,.0f}" if tokens and is_whole and step["seconds"] > 0 else ""
+        place = step["parts"][0].split("/")[0] if step["parts"] else ""
+        name = f"{step['step']}, {place}" if place.startswith("round-") else step["step"]
+        count = f"{tokens:,}" if tokens else ""
+        rows.append((name, str(len(step["parts"])), duration(step["seconds"]), count, rate))
+    if not rows:
+        return None
+    rows.append(("sum of these", "", duration(sum(step["seconds"] for step in steps)), "", ""))
+    table = Table(
+        ("step", "parts", "wall time", "tokens", "tokens per second"),
+        tuple(rows),
+        "Wall time includes starting engines and workers. A step that was stopped and continued shows the time of its last part, and no rate. Evaluation counts its greedy tokens.",
+    )
+    return Chapter("cost", "Cost", "Time and tokens", tables=(table,))
+
+
+def tokens_of(facts: Mapping[str, Any]) -> int:
+    """Tokens that a finished part generated or trained on, from its manifest; greedily evaluated ones from their mean."""
+    if "overall" in facts:
+        return round(facts["overall"]["num_questions"] * facts["mean_tokens"])
+    return facts.get("tokens", 0)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12.3 s, 3 min 20 s or 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

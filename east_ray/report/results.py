@@ -1,0 +1,282 @@
+"""The report's chapters on what came out: the result, the exponents, the rounds, the questions the model is unsure of.
+
+Each reads its part of a run directory, never completions, and says it in figures and tables, or is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from east_ray import charts
+from east_ray.analysis.drift import STATES, RoundDrift, drift
+from east_ray.evaluation.comparison import DEFAULT, Comparison, compare
+from east_ray.evaluation.summary import percent, points, probability
+from east_ray.figures import Bar, Figure
+from east_ray.report import paper
+from east_ray.report.data import Chapter, Findings, Table, bar_of, figure5_name, titled
+
+MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
+WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
+
+
+def result(f: Findings) -> Chapter | None:
+    """The headline: one row per arm. The page adds the table of differences, which has cells of its own."""
+    if not f.comparisons:
+        return None
+    forest = charts.accuracy_forest(
+        [bar_of(f, row) for row in f.comparisons], f.config.evaluation.confidence, f.comparisons[0].num_questions
+    )
+    differences = [
+        Bar(row.name, 100 * d.estimate, 100 * d.low, 100 * d.high, f.color(row.members[0]))
+        for row in f.comparisons
+        if (d := row.to_vanilla)
+    ]
+    drawn = (charts.difference_forest(differences, f.config.evaluation.confidence),) if differences else ()
+    rounds = max(m.rounds for m in f.compared.values())
+    text = f"After {rounds} {'rounds' if rounds > 1 else 'round'} of self-training" if f.config.run.rounds > 1 else ""
+    text += (
+        ", which all arms have; some went on, see below." if 0 < rounds < f.config.run.rounds else "." if text else ""
+    )
+    return Chapter("result", "Result", "Did it help?", text, (forest, *drawn))
+
+
+def table_1(f: Findings) -> Chapter | None:
+    """The paper's Table 1 beside ours, for the losses of which all four methods were measured."""
+    rows = {row.name: row for row in f.comparisons}
+    losses = [loss for loss in ("sft", "dpo", "kto") if all(f"{loss}-{method}" in rows for method in paper.METHODS)]
+    if not losses:
+        return None
+    column = paper.column_for(f.config.model.path, f.config.questions.train)
+    text = f"Our EAST has a = {f.config.weighting.exponent:g} in every row, the paper searches one for each. "
+    text += "The paper's figures are single runs without intervals. "
+    if column is None:
+        column = paper.COLUMNS[0]
+        text += f"They are of another model and data set ({column.title}): compare directions, not heights."
+    body = [("default", percent(rows[DEFAULT].accuracy), "", f"{column.default:.1f}%", "")] if DEFAULT in rows else []
+    for loss in losses:
+        for method in paper.METHODS:
+            row, theirs = rows[f"{loss}-{method}"], column.accuracy(loss, method)
+            less = "" if method == "vanilla" else points((theirs - column.accuracy(loss, "vanilla")) / 100)
+            body.append((row.name, percent(row.accuracy), difference(row), f"{theirs:.1f}%", less))
+    table = Table(
+        ("method", "ours", "ours to vanilla", "paper", "paper to vanilla"), tuple(body), f"Paper: {column.title}."
+    )
+    return Chapter("table1", "Table 1", "The paper's Table 1 beside ours", text, (), (table,))
+
+
+def exponents(f: Findings) -> Chapter | None:
+    """Figure 3, for every family of at least three arms that differ in their exponent alone."""
+    families = exponent_families(f, f.comparisons)
+    if not families:
+        return None
+    default = next((row.accuracy for row in f.comparisons if row.name == DEFAULT), None)
+    held_out = exponent_families(f, f.held_out)
+    if held_out:
+        text = (
+            f"The exponent is chosen on {f.held_out[0].num_questions:,} held-out training questions, never on the test "
+            "questions shown here, so that a chosen one is a single comparison whose p needs no correction."
+        )
+    else:
+        text = (
+            "No training questions were held out (questions.validation_share = 0), so no exponent may be chosen from this "
+            "figure: picking the best of several on the test questions would overstate it."
+        )
+    return Chapter(
+        "exponents",
+        "Exponents",
+        "How sharp should the weights be?",
+        text,
+        (charts.accuracy_by_exponent(families, default),),
+        (chosen_table(f, held_out),) if held_out else (),
+    )
+
+
+def chosen_table(f: Findings, held_out: Mapping[str, Sequence[tuple[float, Bar]]]) -> Table:
+    """Per family the exponent that the held-out questions choose, and what it is worth on the test questions."""
+    tested, rows = {row.name: row for row in f.comparisons}, []
+    for label, values in held_out.items():
+        a, best = max(values, key=lambda point: point[1].value)
+        row = tested.get(best.label)
+        d = row.to_vanilla if row else None
+        gain = "plain self-training" if a == 0 else ""
+        if d is not None:
+            gain = f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_value)}"
+        on_test = percent(row.accuracy) if row else ""
+        rows.append((label, f"{a:g}", f"{percent(best.value)} {interval(best.low, best.high)}", on_test, gain))
+    columns = ("weights from", "chosen a", "on the held-out questions", "on the test questions", "to a = 0")
+    return Table(columns, tuple(rows), "For each, the exponent that did best on the held-out questions.")
+
+
+def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:
+    """Label -> (exponent, accuracy) of arms alike in all but the exponent; exponent 0 belongs to every measure."""
+    points: dict[tuple[str, str, str], list[tuple[float, Bar]]] = {}
+    plain: dict[str, list[tuple[float, Bar]]] = {}
+    for row in rows:
+        if row.name == DEFAULT:
+            continue
+        own = f.config.for_arm(f.arm(row.members[0]))
+        if own.weighting.mapping != "power" or own.training.local_weight != "none":
+            continue
+        training = json.dumps(own.training.identity(), sort_keys=True)
+        point = (own.weighting.exponent, bar_of(f, row))
+        if own.weighting.exponent == 0:
+            plain.setdefault(training, []).append(point)
+        else:
+            points.setdefault((training, own.training.loss, own.weighting.measure), []).append(point)
+    families: dict[str, list[tuple[float, Bar]]] = {}
+    for (training, loss, measure), found in points.items():
+        found = sorted([*found, *plain.get(training, [])], key=lambda point: point[0])
+        if len({a for a, _ in found}) >= 3:
+            label = f"{loss.upper()}, {measure.replace('_', ' ')}"
+            families[label if label not in families else f"{label} ({len(families) + 1})"] = found
+    return families
+
+
+def rounds(f: Findings) -> Chapter | None:
+    """Figure 4 and what happened to the training questions meanwhile, for the arms of more than one round."""
+    long_arms = {arm.name for arm in f.config.arms if (arm.rounds or f.config.run.rounds) > 1}
+    if not long_arms:
+        return None
+    by_round = compare_rounds(f, long_arms)
+    drawn: list[Figure] = []
+    lines: dict[str, list[tuple[int, Bar]]] = {}
+    start = [(0, bar_of(f, row)) for rows in by_round.values() for row in rows if row.name == DEFAULT][:1]
+    for t, rows in by_round.items():
+        for row in rows:
+            if row.name != DEFAULT:
+                lines.setdefault(row.name, list(start)).append((t, bar_of(f, row)))
+    if lines:
+        drawn.append(charts.accuracy_by_round(lines))
+    by_arm = {arm: rows for arm, rows in drift(f.run, f.config).items() if arm in long_arms}
+    for arm in (members[0] for members in f.groups.values() if members[0] in by_arm):
+        moves = [np.array(row.moved) for row in by_arm[arm] if row.moved is not None]
+        if moves and len(drawn) <= MAX_FLOWS:
+            drawn.append(charts.state_flow(arm, moves))
+    tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
+    if not drawn and not tables:
+        return None
+    start = "that model" if f.config.run.start_from == "previous" else "the first model anew"
+    data = "this round's examples" if f.config.run.data == "replace" else "the examples of all rounds so far"
+    text = f"Round t samples from the model that t \u2212 1 rounds of training made, then trains {start} on {data}."
+    return Chapter("rounds", "Rounds", "Round after round", text, tuple(drawn), tuple(tables))
+
+
+def compare_rounds(f: Findings, arms: Collection[str]) -> dict[int, list[Comparison]]:
+    """Rounds of training -> the arms after so many, compared; p-values are corrected within a round."""
+    found = {}
+    for t in sorted({m.rounds for m in f.measured} - {0}):
+        at_t = {m.name: m for m in f.measured if m.rounds == 0 or (m.rounds == t and m.name in arms)}
+        found[t] = compare(f.run, f.config, at_t)
+    return found
+
+
+def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
+    """Accuracy of every arm after each round, beside its vanilla's."""
+    body = [
+        (
+            f"{row.name}, round {t}",
+            percent(row.accuracy),
+            interval(row.low, row.high),
+            difference(row),
+        )
+        for t, rows in by_round.items()
+        for row in rows
+        if row.name != DEFAULT
+    ]
+    columns = ("arm, round", "accuracy", "interval", "difference to vanilla")
+    return Table(columns, tuple(body), "Test accuracy after every round.")
+
+
+def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
+    """What became of the training questions, arm by arm and round by round."""
+    columns = ("arm, round", *STATES, "pass@1", "pass@k", "tokens", "different answers")
+    rows = [
+        (
+            f"{row.arm}, round {row.round_index + 1}",
+            *(f"{getattr(row, state):,}" for state in STATES),
+            f"{row.pass_at_1:.1%}",
+            f"{row.pass_at_k:.1%} (k = {row.k})",
+            f"{row.mean_tokens:,.1f}",
+            f"{row.unique_answers:.2f}",
+        )
+        for rows in by_arm.values()
+        for row in rows
+    ]
+    return Table(
+        columns,
+        tuple(rows),
+        "Drift on the training questions. Tokens and different answers: mean per completion and per question.",
+    )
+
+
+def uncertainty(f: Findings) -> Chapter | None:
+    """Figure 5, of the first samples and of the last round's, and the three measures' accuracies when arms compare them."""
+    places = f.places()
+    drawn = []
+    for name, place in f.drawn_places().items():
+        table = f.run.read_table(place, "weights", columns=WEIGHT_COLUMNS)
+        measures = [np.asarray(table[c]) for c in ("entropy", "inaccuracy", "dominant_wrong")]
+        plot = charts.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
+        plot = replace(plot, caption="The same questions, asked again in this round.") if drawn else plot
+        drawn.append(titled(plot, name, len(places) > 1))
+    if not drawn:
+        return None
+    table = measure_table(f)
+    return Chapter(
+        "uncertainty",
+        "Uncertainty",
+        "Which questions is the model unsure of?",
+        "Entropy, inaccuracy and the dominant wrong answer are computed from the same clusters of answers. Choose a dot to read its question.",
+        tuple(drawn),
+        (table,) if table else (),
+    )
+
+
+def measure_table(f: Findings) -> Table | None:
+    """Mean accuracy by measure over the exponents that all measures were trained with (the paper's ablation)."""
+    by_measure: dict[str, dict[float, float]] = {}
+    for row in f.comparisons:
+        if row.name == DEFAULT:
+            continue
+        own = f.config.for_arm(f.arm(row.members[0]))
+        w = own.weighting
+        if (
+            w.mapping == "power"
+            and w.exponent != 0
+            and own.training.local_weight == "none"
+            and own.training.loss == "sft"
+        ):
+            by_measure.setdefault(w.measure, {})[w.exponent] = row.accuracy
+    common = sorted(set.intersection(*(set(values) for values in by_measure.values()))) if by_measure else []
+    if len(by_measure) < 2 or not common:
+        return None
+    rows = [
+        (
+            measure.replace("_", " "),
+            f"{np.mean([values[a] for a in common]):.1%}",
+            *(f"{values[a]:.1%}" for a in common),
+        )
+        for measure, values in by_measure.items()
+    ]
+    return Table(
+        ("weights from", "mean accuracy", *(f"a = {a:g}" for a in common)),
+        tuple(rows),
+        "SFT arms by measure, over the exponents all of them share. How much chance is in these, the intervals of the first table say.",
+    )
+
+
+def difference(row: Comparison) -> str:
+    """To vanilla, with interval and p; empty for arms that have none."""
+    d = row.to_vanilla
+    return (
+        "" if d is None else f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
+    )
+
+
+def interval(low: float, high: float) -> str:
+    """[61.2, 64.0] from shares."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"

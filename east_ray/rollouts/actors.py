@@ -1,0 +1,274 @@
+"""What runs on the pools' nodes: a sampler holds an engine and turns shards of questions into files of completions, a
+grading worker turns those into files of grades. Only counts travel; completions go from disk to disk.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.records import UserError
+from east_ray.rollouts import shards
+from east_ray.rollouts.adaptive import wanted_samples
+from east_ray.rollouts.engine import (
+    Engine,
+    EngineDied,
+    EngineSettings,
+    OpenEngine,
+    Refusal,
+    Request,
+    Result,
+    explain_failure,
+    one_line,
+    question_seed,
+)
+from east_ray.rollouts.progress import Report
+from east_ray.rollouts.sample_shard import sample_shard
+from east_ray.runs import storage
+from east_ray.runs.directory import RunDirectory
+
+ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
+DEATHS_PER_QUESTION = 2  # a question under which the engine died this often, alone in it, is given up
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """One model on one questions file. `samples` and `grades` are directories, like `questions` inside the run."""
+
+    model: str
+    questions: str
+    samples: str
+    grades: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the samplers of one call need to know. `session` tells this call's attempts from an earlier command's."""
+
+    run: RunDirectory
+    jobs: Sequence[RolloutJob]
+    model: ModelConfig
+    sampling: SamplingConfig
+    seed: int
+    round_index: int
+    session: str
+    open_engine: OpenEngine
+
+
+class Sampler:
+    """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
+
+    def __init__(self, plan: Plan, tally: Any) -> None:
+        from ray.util.metrics import Counter
+
+        exit_promptly()
+        self._plan, self._tally = plan, tally
+        self._gate = Gate()
+        self._failure = ""
+        self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
+        self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
+        self._loaded = plan.jobs[0].model
+        try:
+            rank = max(adapter_rank(job.model) for job in plan.jobs)
+            longest = max(shards.longest_prompt(plan.run, questions) for questions in {j.questions for j in plan.jobs})
+            settings = EngineSettings(storage.local_copy(self._loaded), plan.model, plan.sampling, longest, rank)
+            self._engine: Engine = plan.open_engine(settings)
+        except Exception as error:
+            self._failure = explain_failure(error, self._loaded, plan.sampling)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Sample one shard when it must be; a failure that no other attempt could mend comes back in `fatal`."""
+        if self._failure:
+            return {**row, "fatal": self._failure}
+        if not row["samples"]:
+            return row
+        try:
+            return {**row, "failed": self._sample(int(row["job"]), int(row["shard"]))["failed"]}
+        except EngineDied:
+            os._exit(1)  # Ray starts the actor, and with it an engine, anew and gives it the shard again
+        except UserError as error:
+            return {**row, "fatal": str(error)}
+
+    def __del__(self) -> None:
+        if not self._failure:
+            with suppress(Exception):
+                self._engine.close()
+
+    def _sample(self, job_index: int, index: int) -> dict[str, Any]:
+        plan, job = self._plan, self._plan.jobs[job_index]
+        attempt = Attempt(plan.run, job.samples, index, plan.session)
+        alone = attempt.number > ATTEMPTS_TOGETHER
+        with self._gate.enter((job.model, index if alone else None)):
+            self._load(job.model)
+            questions = shards.questions_of_shard(plan.run, job.questions, index, plan.sampling.questions_per_shard)
+            before = (
+                shards.read_shard(plan.run, job.samples, index)
+                if plan.run.exists(job.samples, shards.shard_name(index))
+                else None
+            )
+            report = Report(self._tally, (job_index, index), self._tokens, self._samples)
+            generate = attempt.one_by_one(self._engine) if alone else self._engine.generate
+            table = sample_shard(
+                questions,
+                before,
+                num_samples=_wanted(plan, job, index) if before is not None else plan.sampling.num_samples,
+                seed_of=lambda question_id: question_seed(plan.seed, plan.round_index, question_id),
+                generate=lambda requests: generate(requests, report.add),
+            )
+            report.send()
+            return shards.write_samples(plan.run, table, job.samples, index, plan.sampling.num_samples)
+
+    def _load(self, model: str) -> None:
+        if model == self._loaded:
+            return
+        try:
+            self._engine.load(storage.local_copy(model))
+        except EngineDied:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the weights of {model} do not fit where those of {self._loaded} were ({one_line(error)}): models that share a "
+                f"pool of engines need the same config.json; sample from them in separate commands"
+            ) from None
+        self._loaded = model
+
+
+class GradingWorker:
+    """Grades shards of completions, one at a time, with a sandbox of its own."""
+
+    def __init__(self, run: RunDirectory, jobs: Sequence[RolloutJob], grading: GradingConfig) -> None:
+        from ray.util.metrics import Counter
+
+        from east_ray.answers.grading import Grader
+
+        exit_promptly()
+        self._run, self._jobs = run, jobs
+        self._verdicts = Counter("east_ray_verdicts", "Completions graded.", tag_keys=("verdict",))
+        self._grader = Grader(grading).__enter__()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        from east_ray.answers.grading import grade_table
+
+        if row["fatal"]:
+            return {**row, "questions": 0, "graded": 0, "correct": 0}
+        job, index = self._jobs[row["job"]], int(row["shard"])
+        try:
+            footer = shards.read_footer(self._run, job.samples, index)
+            assert footer is not None, "a shard is graded only after its completions were written"
+            grades = grade_table(shards.read_shard(self._run, job.samples, index), self._grader)
+            counts = shards.write_grades(self._run, grades, job.grades, index, footer)
+        except UserError as error:
+            return {**row, "fatal": str(error), "questions": 0, "graded": 0, "correct": 0}
+        for verdict in ("correct", "incorrect", "errors"):
+            if counts[verdict]:
+                self._verdicts.inc(counts[verdict], {"verdict": verdict})
+        return {**row, "questions": footer["questions"], "graded": footer["samples"], "correct": counts["correct"]}
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self._grader.__exit__(None, None, None)
+
+
+def exit_promptly() -> None:
+    """Let this actor's process end as soon as it has left the cluster, without C++ exit handlers.
+
+    Ray 2.60's may deadlock there (~CoreWorkerProcessImpl posts to an event loop that is gone: one worker in some fifty
+    stayed behind), and the process would keep its GPU while training asks for it.
+    """
+    atexit.register(os._exit, 0)
+
+
+def adapter_rank(model: str) -> int:
+    """Rank of the LoRA adapter in a directory; 0 when it holds a whole model, or is a hub name."""
+    if storage.is_local(model):
+        file = Path(model, "adapter_config.json")
+        config = file.read_bytes() if file.is_file() else b"{}"
+    else:
+        uri = storage.join(model, "adapter_config.json")
+        config = storage.read_bytes(uri) if storage.exists(uri) else b"{}"
+    return int(json.loads(config).get("r", 0))
+
+
+def _wanted(plan: Plan, job: RolloutJob, index: int) -> int | np.ndarray:
+    """How many completions the questions of a shard should have, by the grades of those they have (sampling.adaptive)."""
+    sampling = plan.sampling
+    if sampling.adaptive is None:
+        return sampling.num_samples
+    grades = shards.read_shard(plan.run, job.grades, index)
+    sizes = grades["cluster_sizes"].to_pylist()
+    count_Q_K = np.array([row + [0] * (max(map(len, sizes)) - len(row)) for row in sizes])
+    return wanted_samples(
+        count_Q_K,
+        grades["num_samples"].to_numpy(),
+        min_samples=sampling.adaptive.min_samples,
+        max_samples=sampling.num_samples,
+        width=sampling.adaptive.width,
+    )
+
+
+class Gate:
+    """Lets calls with equal keys into the engine together; one with another key waits until they have left."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+        self._key: Any = None
+
+    @contextmanager
+    def enter(self, key: Any) -> Iterator[None]:
+        """Wait for one's turn; the key is inside until the block ends."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._inside == 0 or self._key == key)
+            self._key, self._inside = key, self._inside + 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside -= 1
+                self._condition.notify_all()
+
+
+class Attempt:
+    """How often a shard was begun in this session, and which question it was at: kept in a file, to outlive the process.
+
+    An engine that a prompt kills takes its process along; without this the shard would be begun again for ever.
+    """
+
+    def __init__(self, run: RunDirectory, samples: str, index: int, session: str) -> None:
+        self._run, self._file = run, (f"{samples}/attempts", f"shard-{index:05d}.json")
+        state = run.read_json(*self._file) if run.exists(*self._file) else {}
+        self._deaths: dict[str, int] = state.get("deaths", {}) if state.get("session") == session else {}
+        self._session = session
+        self.number = 1 + (state["number"] if state.get("session") == session else 0)
+        if state.get("session") == session and (suspect := state.get("question")):
+            self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
+        self._save(None)
+
+    def one_by_one(self, engine: Engine) -> Callable[..., list[Result]]:
+        """`engine.generate` for one question after the other, without those that the engine died of."""
+
+        def generate(requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+            results: list[Result] = []
+            for request in requests:
+                if (deaths := self._deaths.get(request.question_id, 0)) >= DEATHS_PER_QUESTION:
+                    results.append(Refusal(f"the engine died {deaths} times while sampling this question alone"))
+                    continue
+                self._save(request.question_id)
+                results += engine.generate([request], finished)
+            return results
+
+        return generate
+
+    def _save(self, question_id: str | None) -> None:
+        state = {"session": self._session, "number": self.number, "deaths": self._deaths, "question": question_id}
+        self._run.write_json(state, *self._file)

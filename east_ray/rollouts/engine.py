@@ -1,0 +1,107 @@
+"""What a pool's engine is to the rest of the house: questions in, completions out, several callers at once.
+
+`sampling.py` has the real ones, on vLLM; tests bring their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from east_ray.config.sections import ModelConfig, SamplingConfig
+from east_ray.records import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question. Sample j of the request is drawn with seed + j."""
+
+    question_id: str
+    prompt_token_ids: Sequence[int]
+    num_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled text. `num_tokens` counts what was generated, the end of sequence included."""
+
+    text: str
+    finish_reason: str  # "stop" or "length"
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the engine would not sample a request: its prompt is too long, empty or not in the vocabulary."""
+
+    reason: str
+
+
+Result = list[Completion] | Refusal
+
+
+class EngineDied(RuntimeError):
+    """The engine stopped working; only a new one can go on."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is opened with: the model it begins with, and the largest rank of any adapter `load` will bring."""
+
+    path: str
+    model: ModelConfig
+    sampling: SamplingConfig
+    longest_prompt: int  # tokens
+    adapter_rank: int = 0
+
+
+class Engine(Protocol):
+    """What the pool asks of an engine. `generate` raises EngineDied when only a new engine can go on."""
+
+    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+        """Sample every request; several threads may call at once. `finished` hears of each as it leaves the engine."""
+        ...
+
+    def load(self, path: str) -> None:
+        """Sample from another model of the same shape, or from an adapter, from now on. The engine must be idle."""
+        ...
+
+    def close(self) -> None: ...
+
+
+OpenEngine = Callable[[EngineSettings], Engine]
+
+
+def question_seed(seed: int, round_index: int, question_id: str) -> int:
+    """Where this question's seeds begin; sample i is drawn with this + i, whatever else is sampled beside it.
+
+    62 bits of a hash, because vLLM gives the n samples of a request consecutive seeds: questions must lie far apart.
+    """
+    data = f"{seed}\0{round_index}\0{question_id}".encode()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 2
+
+
+def explain_failure(error: Exception, model: str, sampling: SamplingConfig) -> str:
+    """Why the engine did not start, in words that name the setting to change."""
+    reason = one_line(error)
+    if isinstance(error, UserError):
+        return reason
+    if "KV cache" in reason or "kv cache" in reason or "memory" in reason:
+        on_gpu = "lower sampling.engine_args.max_model_len, or raise sampling.engine_args.gpu_memory_utilization"
+        on_cpu = (
+            f"sampling.kv_cache_gib={sampling.kv_cache_gib:g} does not suit this machine and model: "
+            f"set it to what is needed and free, or lower sampling.max_new_tokens"
+        )
+        return f"{on_gpu if sampling.gpus_per_engine > 0 else on_cpu} (vLLM: {reason})"
+    return (
+        f"vLLM cannot start on model.path={model!r}: {reason}. Check that it is a complete Hugging Face model directory or "
+        f"hub name, and that sampling.engine_args holds arguments vLLM knows"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

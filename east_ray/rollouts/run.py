@@ -1,0 +1,185 @@
+"""Sampling and grading as one Ray Data pipeline over shards: engines and graders overlap, every shard is one file.
+
+The rows that flow are shard numbers and counts. Completions go from the sampler's node to the run directory and from
+there to the grader's, so neither the driver nor the object store ever holds them, and a lost node costs the shards it
+was at. A set that is finished starts nothing, not even Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.records import UserError
+from east_ray.rollouts import adaptive, shards
+from east_ray.rollouts.actors import Plan, RolloutJob
+from east_ray.rollouts.engine import OpenEngine
+from east_ray.rollouts.pools import shard_row, work_off
+from east_ray.rollouts.vllm_engine import open_engine
+from east_ray.runs.directory import RunDirectory, fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RolloutSummary:
+    """What a finished set holds; counts are of completions unless the name says otherwise."""
+
+    shards: int
+    reused_shards: int
+    questions: int
+    failed_questions: int
+    samples: int
+    tokens: int
+    truncated: int
+    correct: int
+    incorrect: int
+    errors: int
+    unanswered: int
+    digest: str
+
+
+def run_rollouts(
+    run: RunDirectory,
+    jobs: Sequence[RolloutJob],
+    *,
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    grading: GradingConfig,
+    seed: int,
+    round_index: int,
+    title: str = "sample",
+    resume: Literal["auto", "never", "require"] = "auto",
+    open_engine: OpenEngine = open_engine,
+) -> list[RolloutSummary]:
+    """Sample and grade every job's questions, one summary per job, in order; finished shards are kept.
+
+    Jobs share one pool of engines: the weights are exchanged in place, so their models must have one shape. UserError
+    when more than sampling.max_failed_share of the questions failed; the rest is kept and a next call goes on from it.
+    With sampling.adaptive the questions are gone through once per level, each graded before the next decides who gets more.
+    """
+    if sampling.temperature == 0 and sampling.num_samples > 1:
+        raise UserError(
+            f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
+        )
+    _prepare(run, jobs, resume)
+    plan = Plan(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
+    most = sampling.num_samples
+    for level in adaptive.levels(sampling.adaptive.min_samples, most)[:-1] if sampling.adaptive else ():
+        at_level = replace(plan, sampling=sampling.model_copy(update={"num_samples": level}))
+        _roll_out(at_level, grading, title=f"{title} {level}", more_is_fine=True)
+    return _roll_out(plan, grading, title=title)
+
+
+def _roll_out(plan: Plan, grading: GradingConfig, *, title: str, more_is_fine: bool = False) -> list[RolloutSummary]:
+    """Bring every job's shards to sampling.num_samples; shards that hold more are left as they are if `more_is_fine`."""
+    run, jobs, sampling = plan.run, plan.jobs, plan.sampling
+    sizes = [shards.count_questions(run, job.questions) for job in jobs]
+    counts = [shards.count_shards(size, sampling.questions_per_shard) for size in sizes]
+
+    def todo(retry_failed: bool) -> list[dict[str, Any]]:
+        return [
+            shard_row(number, shard)
+            for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
+            for shard in shards.unfinished(
+                run,
+                job.samples,
+                job.grades,
+                count,
+                sampling.num_samples,
+                retry_failed=retry_failed,
+                more_is_fine=more_is_fine,
+            )
+        ]
+
+    allowed = sampling.max_failed_share * sum(sizes)
+    failed = sum(
+        footer["failed"]
+        for job, count in zip(jobs, counts, strict=True)
+        for footer in _present(run, job.samples, count)
+    )
+    rows = todo(retry_failed=failed > allowed)
+    failed = 0 if failed > allowed else failed
+    redone = Counter(row["job"] for row in rows)
+    logger.info("%s: %d of %d shards reused", title, sum(counts) - len(rows), sum(counts))
+    while rows:
+        questions = sum(
+            min(sampling.questions_per_shard, sizes[r["job"]] - r["shard"] * sampling.questions_per_shard) for r in rows
+        )
+        try:
+            work_off(rows, run, jobs, grading, plan, title=title, questions=questions, may_fail=allowed - failed)
+        finally:
+            for job in jobs:
+                run.delete(job.samples, "attempts")
+        rows = todo(retry_failed=False)  # empty unless another command wrote to the same directories meanwhile
+    return [
+        summarise(run, job.samples, job.grades, count, count - redone[number])
+        for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
+    ]
+
+
+def grade_samples(
+    run: RunDirectory, samples: str, grades: str, *, grading: GradingConfig, title: str = "verify"
+) -> RolloutSummary:
+    """Grade completions that are there already, sampled or imported; shards graded before are kept."""
+    count = len(run.list(samples, suffix=".parquet"))
+    if count == 0:
+        raise UserError(
+            f"{run.uri_of(samples)} holds no completions; sample first, or import some with `east-ray import-samples`"
+        )
+    footers = _present(run, samples, count)
+    pending = shards.unfinished(run, samples, grades, count, None)
+    logger.info("%s: %d of %d shards reused", title, count - len(pending), count)
+    if pending:
+        rows = [shard_row(0, shard) for shard in pending]
+        questions = sum(footers[shard.index]["questions"] for shard in pending)
+        work_off(rows, run, [RolloutJob("", "", samples, grades)], grading, None, title=title, questions=questions)
+    return summarise(run, samples, grades, count, count - len(pending))
+
+
+def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: int) -> RolloutSummary:
+    """Add up the footers of a finished set. UserError when a shard is missing or was graded from other completions."""
+    sampled, graded = shards.read_footers(run, samples, count), shards.read_footers(run, grades, count)
+    for index, (s, g) in enumerate(zip(sampled, graded, strict=True)):
+        if s is None or g is None or s["digest"] != g["digest"]:
+            raise UserError(
+                f"{run.uri_of(grades, shards.shard_name(index))} is not there or not of these samples; run the command again"
+            )
+    total = Counter[str]()
+    for footer in [*sampled, *graded]:
+        total.update({name: value for name, value in footer.items() if name not in ("digest", "num_samples")})  # type: ignore[union-attr]
+    return RolloutSummary(
+        shards=count,
+        reused_shards=reused,
+        questions=total["questions"] // 2,
+        failed_questions=total["failed"],
+        samples=total["samples"],
+        tokens=total["tokens"],
+        truncated=total["truncated"],
+        correct=total["correct"],
+        incorrect=total["incorrect"],
+        errors=total["errors"],
+        unanswered=total["unanswered"],
+        digest=fingerprint([footer["digest"] for footer in sampled]),  # type: ignore[index]
+    )
+
+
+def _prepare(run: RunDirectory, jobs: Sequence[RolloutJob], resume: str) -> None:
+    """Delete earlier shards (never), insist on them (require), or leave them to be reused (auto)."""
+    if resume == "never":
+        for job in jobs:
+            run.delete(job.samples)
+            run.delete(job.grades)
+    elif resume == "require" and not any(run.list(job.samples, suffix=".parquet") for job in jobs):
+        raise UserError(
+            f"resume = require, but {run.uri_of(jobs[0].samples)} holds no shards; use --resume auto to start"
+        )
+
+
+def _present(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any]]:
+    return [footer for footer in shards.read_footers(run, directory, count) if footer is not None]

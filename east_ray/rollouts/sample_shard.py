@@ -1,0 +1,78 @@
+"""QUESTIONS -> SAMPLES: ask an engine for the completions that questions lack, and add what comes back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from east_ray.records import SAMPLES, UserError
+from east_ray.rollouts.engine import Refusal, Request, Result
+
+
+def sample_shard(
+    questions: pa.Table,
+    before: pa.Table | None,
+    *,
+    num_samples: int | np.ndarray,
+    seed_of: Callable[[str], int],
+    generate: Callable[[Sequence[Request]], list[Result]],
+) -> pa.Table:
+    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions (for all or for each) or a reason in `shortfall`.
+
+    Only what `before`, an earlier and smaller set of completions of the same questions, lacks is sampled.
+    """
+    asked = questions.select(["question_id", "reference", "prompt_hash", "prompt_token_ids"]).to_pylist()
+    kept = before.to_pylist() if before is not None else [unsampled(question) for question in asked]
+    for question, old in zip(asked, kept, strict=True):
+        if (question["question_id"], question["prompt_hash"]) != (old["question_id"], old["prompt_hash"]):
+            raise UserError(
+                f"question {old['question_id']!r} was sampled from another prompt than {question['question_id']!r} has "
+                f"now; choose another run.dir, or --restart-from sample"
+            )
+    wanted = np.broadcast_to(num_samples, len(asked)).tolist()
+    short = [i for i, old in enumerate(kept) if len(old["completions"]) < wanted[i]]
+    requests = [
+        Request(
+            asked[i]["question_id"],
+            asked[i]["prompt_token_ids"],
+            wanted[i] - len(kept[i]["completions"]),
+            seed_of(asked[i]["question_id"]) + len(kept[i]["completions"]),
+        )
+        for i in short
+    ]
+    rows = list(kept)
+    for i, request, result in zip(short, requests, generate(requests), strict=True):
+        rows[i] = _extended(kept[i], request, result)
+    return pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def unsampled(question: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a question that has no completions yet (records.SAMPLES)."""
+    return {
+        "question_id": question["question_id"],
+        "reference": question["reference"],
+        "prompt_hash": question["prompt_hash"],
+        "prompt_tokens": len(question["prompt_token_ids"]),
+        "completions": [],
+        "finish_reasons": [],
+        "completion_tokens": [],
+        "shortfall": None,
+    }
+
+
+def _extended(row: dict[str, Any], request: Request, result: Result) -> dict[str, Any]:
+    if isinstance(result, Refusal):
+        return {**row, "shortfall": result.reason}
+    shortfall = (
+        None if len(result) == request.num_samples else f"the engine returned {len(result)} of {request.num_samples}"
+    )
+    return {
+        **row,
+        "completions": row["completions"] + [c.text for c in result],
+        "finish_reasons": row["finish_reasons"] + [c.finish_reason for c in result],
+        "completion_tokens": row["completion_tokens"] + [c.num_tokens for c in result],
+        "shortfall": shortfall,
+    }

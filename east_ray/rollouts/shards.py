@@ -1,0 +1,176 @@
+"""A set of rollouts on disk: which shards there are, what each holds, which are still to be sampled or graded.
+
+Shard i holds the questions [i * size, (i + 1) * size) of a questions file, in file order, in one Parquet file that is
+written whole or not at all. Its footer carries a digest of the completions and the counts, so that planning a resume,
+checking a finished set and summing it up read footers only, never text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from east_ray.records import GRADES, SAMPLES, UserError, check_schema
+from east_ray.runs.directory import RunDirectory
+
+FOOTER = b"east_ray"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard that is not finished: `samples` says whether it must be sampled first, or only graded."""
+
+    index: int
+    samples: bool
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def count_shards(num_questions: int, questions_per_shard: int) -> int:
+    """Shards that so many questions make; the last may hold fewer."""
+    return -(-num_questions // questions_per_shard)
+
+
+def write_samples(
+    run: RunDirectory, table: pa.Table, directory: str, index: int, num_samples: int | None
+) -> dict[str, Any]:
+    """Commit one shard of completions and return its footer. `num_samples`: how many were asked for; None when imported."""
+    table = check_schema(table, SAMPLES, f"{directory}/{shard_name(index)}")
+    tokens = [count for counts in table["completion_tokens"].to_pylist() for count in counts]
+    finish = [reason for reasons in table["finish_reasons"].to_pylist() for reason in reasons]
+    footer = {
+        "num_samples": num_samples,
+        "digest": digest(table),
+        "questions": table.num_rows,
+        "samples": len(tokens),
+        "tokens": sum(tokens),
+        "truncated": finish.count("length"),
+        "failed": table.num_rows - table["shortfall"].null_count,
+    }
+    _write(run, table, footer, directory, index)
+    return footer
+
+
+def write_grades(
+    run: RunDirectory, table: pa.Table, directory: str, index: int, samples: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Commit one shard of grades and return its footer. `samples` is the footer of the completions that were graded."""
+    table = check_schema(table, GRADES, f"{directory}/{shard_name(index)}")
+    counts = {name: sum(table[f"num_{name}"].to_pylist()) for name in ("correct", "incorrect", "errors", "unanswered")}
+    footer = {"digest": samples["digest"], "questions": table.num_rows, **counts}
+    _write(run, table, footer, directory, index)
+    return footer
+
+
+def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
+    """One shard of completions or grades. UserError when the file is damaged."""
+    return run.read_table(directory, shard_name(index))
+
+
+def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
+    """What `write_samples` or `write_grades` returned for this shard; None when it does not exist."""
+    if not run.exists(directory, shard_name(index)):
+        return None
+    try:
+        metadata = pq.read_metadata(run.path(directory, shard_name(index)), filesystem=run.filesystem).metadata
+        return json.loads(metadata[FOOTER])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise run.damaged(error, directory, shard_name(index)) from None
+
+
+def read_footers(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any] | None]:
+    """The footers of shards 0..count-1; many at a time, because on an object store each costs a round trip."""
+    present = set(run.list(directory, suffix=".parquet"))
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        read = pool.map(
+            lambda index: read_footer(run, directory, index) if shard_name(index) in present else None, range(count)
+        )
+        return list(read)
+
+
+def unfinished(
+    run: RunDirectory,
+    samples: str,
+    grades: str,
+    count: int,
+    num_samples: int | None,
+    *,
+    retry_failed: bool = False,
+    more_is_fine: bool = False,
+) -> list[Shard]:
+    """The shards still to do, in order: without completions, with fewer than `num_samples`, or not graded as they are now.
+
+    `num_samples` None: take the completions as they are. With `retry_failed` shards that hold failed questions count as
+    unsampled. UserError when a shard holds more completions per question than asked for, unless `more_is_fine`.
+    """
+    shards = []
+    for index, (sampled, graded) in enumerate(
+        zip(read_footers(run, samples, count), read_footers(run, grades, count), strict=True)
+    ):
+        had = sampled["num_samples"] if sampled else None
+        if num_samples is not None and had is not None and had > num_samples and not more_is_fine:
+            raise UserError(
+                f"{run.uri_of(samples, shard_name(index))} holds {had} samples per question, but "
+                f"sampling.num_samples={num_samples}; set it to {had} or choose another run.dir"
+            )
+        too_few = num_samples is not None and (had is None or had < num_samples)
+        if sampled is None or too_few or (retry_failed and sampled["failed"]):
+            shards.append(Shard(index, samples=True))
+        elif graded is None or graded["digest"] != sampled["digest"]:
+            shards.append(Shard(index, samples=False))
+    return shards
+
+
+def digest(samples: pa.Table) -> str:
+    """16 hex digits of what was sampled: every question's id, completions and finish reasons, in order."""
+    state = hashlib.sha256()
+    for batch in samples.select(["question_id", "completions", "finish_reasons"]).to_batches():
+        for row in batch.to_pylist():
+            state.update(json.dumps(row, sort_keys=True).encode())
+    return state.hexdigest()[:16]
+
+
+def count_questions(run: RunDirectory, questions: str) -> int:
+    """How many rows a questions file has, from its footer."""
+    return pq.read_metadata(run.path(questions), filesystem=run.filesystem).num_rows
+
+
+def longest_prompt(run: RunDirectory, questions: str) -> int:
+    """Tokens of the longest prompt in a questions file."""
+    with run.filesystem.open_input_file(run.path(questions)) as stream:
+        batches = pq.ParquetFile(stream).iter_batches(columns=["prompt_token_ids"])
+        return max((length for batch in batches for length in batch.column(0).value_lengths().to_pylist()), default=0)
+
+
+def questions_of_shard(run: RunDirectory, questions: str, index: int, questions_per_shard: int) -> pa.Table:
+    """Rows [index * size, (index + 1) * size) of a questions file, reading only the row groups they are in."""
+    start, stop = index * questions_per_shard, (index + 1) * questions_per_shard
+    with run.filesystem.open_input_file(run.path(questions)) as stream:
+        file = pq.ParquetFile(stream)
+        groups = list(_row_groups(file, start, stop))
+        table = file.read_row_groups([group for group, _ in groups])
+    return table.slice(start - groups[0][1], min(stop, file.metadata.num_rows) - start)
+
+
+def _row_groups(file: pq.ParquetFile, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """(row group, its first row) of the row groups that hold rows [start, stop)."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first < stop and first + rows > start:
+            yield group, first
+        first += rows
+
+
+def _write(run: RunDirectory, table: pa.Table, footer: Mapping[str, Any], directory: str, index: int) -> None:
+    metadata = {FOOTER: json.dumps(footer, sort_keys=True).encode()}
+    run.write_table(table.replace_schema_metadata(metadata), directory, shard_name(index))

@@ -1,0 +1,305 @@
+"""vLLM behind three methods: several callers hand in questions at once, one engine keeps its batch full. The only file
+that imports vllm.
+
+On the CPU the engine lives in this process and one thread steps it; on GPUs it is vLLM's asynchronous engine, whose
+core runs in a process of its own so that Python never keeps the GPU waiting. Neither drains between two shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from east_ray.config.sections import SamplingConfig
+from east_ray.rollouts.engine import (
+    Completion,
+    Engine,
+    EngineDied,
+    EngineSettings,
+    Refusal,
+    Request,
+    Result,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+Command = Callable[["LLMEngine", Future[Any]], None]
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima vLLM accepts
+
+
+def open_engine(settings: EngineSettings) -> Engine:
+    """Start vLLM. Whatever it raises when it cannot comes through; `explain_failure` puts it into words."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if settings.sampling.gpus_per_engine > 0:
+        return AsyncEngine(settings)
+    # In-process: starts four times faster than with an engine process, and nothing is gained by one on the CPU.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # vLLM otherwise binds its threads to the first cores it may use: the same ones in every engine of a machine.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return InProcessEngine(settings)
+
+
+class InProcessEngine:
+    """vLLM's engine core in this process, stepped by a thread of its own while any request is unfinished."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._sampling = settings.sampling
+        self._weights = Weights(settings.path)
+        self._inbox: queue.SimpleQueue[tuple[Command, Future[Any]] | None] = queue.SimpleQueue()
+        self._unanswered: set[Future[Any]] = set()
+        self._sampled: dict[str, Future[Any]] = {}
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+        self._died: EngineDied | None = None
+        ready: Future[None] = Future()
+        # The engine is built by the thread that steps it: OpenMP's thread count belongs to the thread that set it.
+        self._thread = threading.Thread(target=self._run, args=(settings, ready), name="vllm", daemon=True)
+        self._thread.start()
+        ready.result()
+
+    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+        futures = [self._ask(self._adding(request)) for request in requests]
+        for future in futures:
+            future.add_done_callback(lambda done: None if done.exception() else finished(done.result()))
+        return [future.result() for future in futures]
+
+    def load(self, path: str) -> None:
+        if self._weights.change(path):
+            self._ask(self._reloading()).result()
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+
+    def _ask(self, command: Command) -> Future[Any]:
+        """Have the stepping thread do something. The future fails with EngineDied when the engine does not live to do it."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._died:
+                raise self._died
+            self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
+        self._inbox.put((command, future))
+        return future
+
+    def _adding(self, request: Request) -> Command:
+        def add(engine: LLMEngine, future: Future[Any]) -> None:
+            from vllm.exceptions import VLLMValidationError
+
+            request_id = str(next(self._ids))
+            try:
+                prompt, params = _as_input(engine, request, self._sampling)
+                engine.add_request(request_id, prompt, params, lora_request=self._weights.adapter)
+                self._sampled[request_id] = future
+            except (VLLMValidationError, ValueError) as error:
+                future.set_result(Refusal(one_line(error)))
+
+        return add
+
+    def _reloading(self) -> Command:
+        def reload(engine: LLMEngine, future: Future[Any]) -> None:
+            try:
+                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
+                engine.reset_prefix_cache()
+                future.set_result(None)
+            except Exception as error:
+                future.set_exception(error)
+
+        return reload
+
+    def _open(self, settings: EngineSettings) -> LLMEngine:
+        import torch
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
+        args = EngineArgs(**engine_args(self._weights.base, settings, EngineArgs))
+        return LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS)
+
+    def _run(self, settings: EngineSettings, ready: Future[None]) -> None:
+        try:
+            engine = self._open(settings)
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        try:
+            while self._serve_inbox(engine):
+                for output in engine.step():
+                    if output.finished:
+                        self._sampled.pop(output.request_id).set_result(_completions(output))
+            reason = "it was closed"
+        except BaseException as error:
+            reason = one_line(error)
+        with self._lock:
+            self._died = EngineDied(reason)
+            unanswered = list(self._unanswered)
+        for future in unanswered:
+            future.set_exception(self._died)
+
+    def _serve_inbox(self, engine: LLMEngine) -> bool:
+        """Do what callers asked for, waiting for it when there is nothing to step. False: close."""
+        while True:
+            try:
+                asked = self._inbox.get(block=not engine.has_unfinished_requests())
+            except queue.Empty:
+                return True
+            if asked is None:
+                return False
+            command, future = asked
+            command(engine, future)
+
+
+class AsyncEngine:
+    """vLLM's asynchronous engine: its core steps in another process, requests and outputs cross by message."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._sampling = settings.sampling
+        self._weights = Weights(settings.path)
+        self._ids = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        self._engine = self._await(self._open(settings))
+
+    async def _open(self, settings: EngineSettings) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = AsyncEngineArgs(**engine_args(self._weights.base, settings, AsyncEngineArgs))
+        return AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
+
+    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+        async def sample_all() -> list[Result]:
+            return await asyncio.gather(*(self._sample(request, finished) for request in requests))
+
+        return self._await(sample_all())
+
+    async def _sample(self, request: Request, finished: Callable[[Result], None]) -> Result:
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        result: Result | None = None
+        try:
+            prompt, params = _as_input(self._engine, request, self._sampling)
+            outputs = self._engine.generate(prompt, params, str(next(self._ids)), lora_request=self._weights.adapter)
+            async for output in outputs:
+                if output.finished:
+                    result = _completions(output)
+        except (VLLMValidationError, ValueError) as error:
+            result = Refusal(one_line(error))
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineDied(one_line(error)) from error
+        assert result is not None, "vLLM ended a request without its final output"
+        finished(result)
+        return result
+
+    def load(self, path: str) -> None:
+        async def reload() -> None:
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
+            await self._engine.reset_prefix_cache()
+
+        if self._weights.change(path):
+            self._await(reload())
+
+    def close(self) -> None:
+        self._engine.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+
+    def _await(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+class Weights:
+    """Which weights an engine holds: a base model, and beside it the adapter that requests are to use, if any."""
+
+    def __init__(self, path: str) -> None:
+        self._numbers = itertools.count(1)
+        self.base = ""
+        self.adapter: LoRARequest | None = None
+        self.change(path)
+
+    def change(self, path: str) -> bool:
+        """Take note of a model or adapter directory; True when the base weights are others than before."""
+        before = self.base
+        config = Path(path, "adapter_config.json")
+        if config.is_file():
+            from vllm.lora.request import LoRARequest
+
+            self.base = json.loads(config.read_text())["base_model_name_or_path"]
+            number = next(self._numbers)
+            self.adapter = LoRARequest(str(number), number, path)
+        else:
+            self.base, self.adapter = path, None
+        return self.base != before
+
+
+def engine_args(base: str, settings: EngineSettings, args_class: Any) -> dict[str, Any]:
+    """vLLM's engine arguments; `sampling.engine_args` has the last word."""
+    sampling = settings.sampling
+    args: dict[str, Any] = {
+        "model": base,
+        "dtype": settings.model.dtype,
+        "trust_remote_code": settings.model.trust_remote_code,
+        "tensor_parallel_size": sampling.tensor_parallel_size,
+        "pipeline_parallel_size": sampling.pipeline_parallel_size,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if settings.model.revision and base == settings.model.path and not os.path.isdir(base):
+        args["revision"] = args["tokenizer_revision"] = settings.model.revision
+    if settings.adapter_rank:
+        rank = next(rank for rank in LORA_RANKS if rank >= settings.adapter_rank)
+        args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    if sampling.gpus_per_engine > 0:
+        if sampling.tensor_parallel_size * sampling.pipeline_parallel_size > 1:
+            args["distributed_executor_backend"] = "mp"
+    else:
+        args["enforce_eager"] = True
+        # A seeded request whose prefill is split kills the CPU engine ("CPU Generator does not use offset").
+        args["enable_chunked_prefill"] = False
+        args["kv_cache_memory_bytes"] = int(sampling.kv_cache_gib * (1 << 30))
+    args |= sampling.engine_args
+    if "max_model_len" not in args:
+        # Just long enough, so that the KV cache of a model with a long context fits; vLLM reads the model's own limit.
+        limit = args_class(**args).create_model_config().max_model_len
+        args["max_model_len"] = min(limit, settings.longest_prompt + sampling.max_new_tokens)
+    return args
+
+
+def _as_input(engine: Any, request: Request, sampling: SamplingConfig) -> tuple[Any, Any]:
+    """What vLLM's `generate` and `add_request` take: the prompt in rendered form, and the sampling parameters."""
+    from vllm.inputs import TokensPrompt
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids))
+    (rendered,) = engine.renderer.render_cmpl([prompt])
+    params = SamplingParams(
+        n=request.num_samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_new_tokens,
+        seed=request.seed if sampling.temperature > 0 else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    return rendered, params
+
+
+def _completions(output: Any) -> list[Completion]:
+    return [Completion(o.text, o.finish_reason or "unknown", len(o.token_ids)) for o in output.outputs]

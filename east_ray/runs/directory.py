@@ -1,0 +1,279 @@
+"""A run directory on any filesystem: atomic files, manifests written last, fingerprints that decide skip or refuse.
+
+A stage directory is complete exactly when its `manifest.json` exists. Nothing relies on rename: object stores make a
+file visible when it is closed; on a local disk, where they do not, the file is written beside its place and moved in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from east_ray.records import UserError
+from east_ray.runs import storage
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+INTENT = "intent.json"
+
+# The command that redoes a stage directory, for messages.
+STEP_OF_DIRECTORY = {
+    "questions": "questions",
+    "samples": "sample",
+    "grades": "verify",
+    "weights": "weigh",
+    "examples": "select",
+    "training": "train",
+    "validation": "validate",
+    "evaluation": "evaluate",
+}
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where one run keeps everything. Picklable: the filesystem is opened again wherever it is used."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", storage.absolute(self.uri))
+
+    @property
+    def is_local(self) -> bool:
+        """Is it on this machine's own file system (or one mounted there)?"""
+        return storage.is_local(self.uri)
+
+    @property
+    def root(self) -> str:
+        """Its path on `filesystem`, without a scheme."""
+        return storage.open_filesystem(self.uri)[1]
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The Arrow filesystem it lies on, opened once per process. UserError when the scheme or an option is unknown."""
+        return storage.open_filesystem(self.uri)[0]
+
+    def path(self, *parts: str) -> str:
+        """Absolute path on `filesystem` of a file or directory inside the run."""
+        return "/".join([self.root, *parts])
+
+    def uri_of(self, *parts: str) -> str:
+        """The same as an address to print, or to open through `storage`: a plain path, or scheme://..."""
+        return storage.join(self.uri, *parts)
+
+    def local_copy(self, *parts: str) -> str:
+        """A directory of the run (a model) as a path on this node, which is what vLLM and transformers load from.
+
+        The directory itself on a local disk; on a store a copy in the node's cache, fetched once (storage.local_copy).
+        """
+        return storage.local_copy(self.uri_of(*parts))
+
+    def upload(self, source: str, *parts: str) -> None:
+        """Put a directory made on this node (a saved model) into the run, file by file; its manifest comes afterwards."""
+        storage.upload_directory(self.uri_of(*parts), source)
+
+    def exists(self, *parts: str) -> bool:
+        """Is there such a file or directory in the run?"""
+        return storage.exists(self.uri_of(*parts))
+
+    def list(self, *parts: str, suffix: str = "") -> list[str]:
+        """Sorted names of the files directly inside a directory; empty when it does not exist."""
+        return [i.base_name for i in storage.list_files(self.uri_of(*parts)) if i.base_name.endswith(suffix)]
+
+    def read_bytes(self, *parts: str) -> bytes:
+        """A whole file. FileNotFoundError when there is none."""
+        return storage.read_bytes(self.uri_of(*parts))
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write a whole file at once: readers see the old file, the new one, or none, never half."""
+        storage.write_bytes(self.uri_of(*parts), data)
+
+    def read_json(self, *parts: str) -> Any:
+        """What a JSON file holds. FileNotFoundError when there is none, UserError when it is damaged."""
+        try:
+            return json.loads(self.read_bytes(*parts))
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError, RecursionError) as error:
+            raise self.damaged(error, *parts) from None
+
+    def damaged(self, reason: object, *parts: str) -> UserError:
+        """What to say of a file of the run that cannot be used."""
+        return UserError(f"{self.uri_of(*parts)} is damaged ({reason}); delete it and run the same command again")
+
+    def write_json(self, value: Any, *parts: str) -> None:
+        """Write plain JSON types (`jsonable`), indented, keys in order."""
+        self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), *parts)
+
+    def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file, or every `.parquet` file of a directory in name order."""
+        try:
+            return storage.read_parquet(self.uri_of(*parts), columns)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise self.damaged(error, *parts) from None
+
+    def write_table(self, table: pa.Table, *parts: str) -> None:
+        """Write one Parquet file at once; the table is in memory twice meanwhile."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(sink.getvalue().to_pybytes(), *parts)
+
+    def delete(self, *parts: str) -> None:
+        """Delete a directory and all in it, if it exists; its manifest goes first, so that a kill leaves it unfinished."""
+        storage.delete_file(self.uri_of(*parts, MANIFEST))
+        storage.delete_directory(self.uri_of(*parts))
+
+    def append_metrics(self, **fields: Any) -> None:
+        """Add one line to metrics.jsonl (rewritten whole on object stores, which cannot append)."""
+        old = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
+        self.write_bytes(
+            old + (json.dumps({"time": time.time(), **fields}, sort_keys=True) + "\n").encode(), "metrics.jsonl"
+        )
+
+    def stage(self, *parts: str) -> Stage:
+        """The stage kept in that directory, whether or not it exists yet."""
+        return Stage(self, "/".join(parts))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's directory and its manifest: `inputs` are fingerprints by name, `settings` the config that shaped it."""
+
+    run: RunDirectory
+    name: str
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What `complete` wrote; None while the stage is not complete. UserError when the file is damaged."""
+        return self._record(MANIFEST, {"inputs": dict, "settings": dict, "fingerprint": str, "facts": dict})
+
+    def _record(self, name: str, fields: Mapping[str, type]) -> dict[str, Any] | None:
+        """The manifest or the intent, None where there is none. UserError when it holds anything but these fields."""
+        if not self.run.exists(self.name, name):
+            return None
+        record = self.run.read_json(self.name, name)
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in fields.items()):
+            raise self.run.damaged(f"it does not hold {', '.join(fields)}", self.name, name)
+        return record
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of what this finished stage holds; the next stage records it as an input."""
+        manifest = self.manifest()
+        assert manifest is not None, f"{self.name} is not finished"
+        return manifest["fingerprint"]
+
+    def is_current(
+        self, inputs: Mapping[str, str], settings: Mapping[str, Any], growing: frozenset[str] = frozenset()
+    ) -> bool:
+        """True: skip. False: (re)do, or go on. UserError: finished, or begun, under other settings or inputs.
+
+        A stage whose `growing` settings are now larger, and nothing else changed, is gone on with: its output is a part.
+        """
+        intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
+        manifest = self.manifest()
+        begun = self._record(INTENT, {"inputs": dict, "settings": dict})
+        larger = {name: intent["settings"][name] for name in growing}
+        grew = manifest is not None and any(_below(manifest["settings"].get(name), now) for name, now in larger.items())
+        for old in (manifest, begun):
+            if old is not None and all(
+                old["settings"].get(name, now) == now or _below(old["settings"][name], now)
+                for name, now in larger.items()
+            ):
+                old = {**old, "settings": {**old["settings"], **larger}}
+            if old is not None and (changed := _first_difference(old, intent)):
+                where, before, now = changed
+                directory = self.name.rsplit("/", 1)[-1]
+                raise UserError(
+                    f"{self.run.uri_of(self.name)} was made with {where} = {before!r}, now it is {now!r}. Two ways on: "
+                    f"another run directory (--set run.dir=...), or --restart-from {STEP_OF_DIRECTORY.get(directory, directory)} "
+                    f"to discard this stage and all after it and do them again"
+                )
+        return manifest is not None and not grew
+
+    def begin(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        """Record what this stage is about to be made of, so that a resumed run cannot mix two settings."""
+        self.run.write_json({"inputs": dict(inputs), "settings": jsonable(settings)}, self.name, INTENT)
+
+    def complete(
+        self, inputs: Mapping[str, str], settings: Mapping[str, Any], content: str | None = None, **facts: Any
+    ) -> None:
+        """Write the manifest, last. `content` fingerprints the output where it can be told apart from how it was made."""
+        intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
+        self.run.write_json(
+            {**intent, "fingerprint": content or fingerprint(intent), "facts": jsonable(facts)}, self.name, MANIFEST
+        )
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of any JSON-like value; equal values give equal digits on every machine."""
+    return hashlib.sha256(json.dumps(jsonable(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint_source(source: str, revision: str | None = None) -> str:
+    """Fingerprint of a file, a directory (a model) or a name on a hub, by content as far as that is cheap.
+
+    Files are read at their start, their end and every 64 MiB between, 64 KiB each, so that a large model costs little and
+    other weights of the same shape still differ. On s3:// and gs:// names, sizes and times stand for the content.
+    """
+    if source.startswith(("s3://", "gs://")):
+        return fingerprint([source, storage.listing(source)])
+    path = Path(source).expanduser()
+    if not path.exists():
+        return fingerprint([source, revision])
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, INTENT))
+        if path.is_dir()
+        else [path]
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as stream:
+            for offset in sorted({*range(0, size, 64 << 20), max(0, size - (64 << 10))}):
+                stream.seek(offset)
+                digest.update(stream.read(64 << 10))
+    return digest.hexdigest()[:16]
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as plain JSON types: models and dataclasses become objects, tuples become arrays."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: jsonable(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def _below(value: Any, other: Any) -> bool:
+    return isinstance(value, int | float) and isinstance(other, int | float) and value < other
+
+
+def _first_difference(old: Any, new: Any, where: str | None = None) -> tuple[str, Any, Any] | None:
+    if where is None:
+        where = ""
+        old, new = ({key: value[key] for key in ("settings", "inputs")} for value in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}, key=lambda k: (k != "settings", k)):
+            name = key if where in ("", "settings", "inputs") else f"{where}.{key}"
+            if changed := _first_difference(old.get(key), new.get(key), name):
+                return changed
+        return None
+    return None if old == new else (where, old, new)

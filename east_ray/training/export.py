@@ -1,0 +1,134 @@
+"""Model directories in and out: find one wherever it lives, write a trained one as a plain Hugging Face directory.
+
+An export is its base model's own files (tokenizer, chat template, generation config, custom code) with new weights under
+the same tensor names, so whatever loads the base loads the export. It is read back and compared before it counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import peft
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from east_ray.records import UserError
+from east_ray.runs import storage
+
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
+OUR_FILES = ("README.md", "training.json", "manifest.json", "intent.json")
+SHARD_SIZE = "5GB"
+
+
+def local_model(path: str, revision: str | None) -> str:
+    """A directory on this machine for a model given as a directory, an s3:// or gs:// address, or a hub name.
+
+    Object stores are copied to the node once, hub models go to the Hugging Face cache. UserError when there is none.
+    """
+    if os.path.isdir(path) or "://" in path:
+        return storage.local_copy(path)
+    try:
+        return snapshot_download(path, revision=revision)
+    except Exception as error:  # hub errors have no common base: no network, no such name, no permission, ...
+        raise UserError(
+            f"model {path!r} is no directory here and cannot be fetched from the hub ({type(error).__name__}); check "
+            "model.path, or download it first and give its directory"
+        ) from None
+
+
+def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], base: str, target: str, dtype: str) -> str:
+    """Write `model` with the weights `state` as a directory like `base`, read it back, and return its weights' digest.
+
+    UserError when a weight is not finite; AssertionError when a tensor is not read back bit for bit, or when the files do
+    not hold the same names and shapes as `base`'s.
+    """
+    tensors = _cast(state, getattr(torch, dtype))
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{name} is not finite after training: lower the learning rate and train again")
+    shutil.rmtree(target, ignore_errors=True)
+    model.save_pretrained(target, state_dict=tensors, max_shard_size=SHARD_SIZE)
+    _take_over_files(base, target, dtype)
+
+    shapes = {}
+    for name, tensor in read_tensors(target):
+        assert name not in tensors or torch.equal(tensor, tensors[name]), f"{name} was not written as trained"
+        shapes[name] = tuple(tensor.shape)
+    expected = {name: tuple(tensor.shape) for name, tensor in read_tensors(base)} or shapes
+    assert shapes == expected, f"tensors differ from {base}: {sorted(shapes.items() ^ expected.items())[:4]}"
+    return weights_digest(target)
+
+
+def merge_adapter(
+    model: peft.PeftModel, state: Mapping[str, torch.Tensor], base: str, adapter_dir: str, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Save the adapter of `model`, whose gathered parameters are `state`, and return the base model with it merged in.
+
+    The sum is taken in float32; `write_model` rounds it to the model's type.
+    """
+    adapter = peft.get_peft_model_state_dict(model, state_dict=dict(state))
+    os.makedirs(adapter_dir, exist_ok=True)
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}
+    save_file(contiguous, os.path.join(adapter_dir, "adapter_model.safetensors"), metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(adapter_dir)
+    unset_hf_deepspeed_config()  # under ZeRO-3 loading would wait for the other ranks, which are not here
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    return peft.PeftModel.from_pretrained(whole, adapter_dir).merge_and_unload()
+
+
+def read_tensors(directory: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every tensor in a model directory's safetensors files, by name."""
+    files = {}
+    for file in Path(directory).glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            files.update(dict.fromkeys(tensors.keys(), file))
+    for name in sorted(files):
+        with safe_open(files[name], "pt") as tensors:
+            yield name, tensors.get_tensor(name)
+
+
+def weights_digest(directory: str) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors, whatever files they are spread over."""
+    digest = hashlib.sha256()
+    for name, tensor in read_tensors(directory):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """`state` on the CPU in another type; parameters that share memory (tied embeddings) still do."""
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    tensors = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        tensors[name] = copies[key]
+    return tensors
+
+
+def _take_over_files(base: str, target: str, dtype: str) -> None:
+    """Give `target` exactly the base model's files beside the weights; TRL changed some of them in memory."""
+    for directory, remove in ((target, True), (base, False)):
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            if os.path.isdir(path) or name.endswith(WEIGHT_FILES) or name in OUR_FILES:
+                continue
+            if remove:
+                os.remove(path)
+            else:
+                shutil.copyfile(path, os.path.join(target, name))
+    config = json.loads(Path(target, "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    text = json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True) + "\n"
+    Path(target, "config.json").write_text(text, encoding="utf-8")

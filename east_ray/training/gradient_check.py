@@ -1,0 +1,147 @@
+"""The start-up proof: before a training begins, show on its first micro-batch that the weights reach the gradient.
+
+TRL's gradient of a whole micro-batch, weighted the way training will weight it, is compared with the gradient of the
+weighted loss written out from the formulas (`losses`), taken example by example. A TRL release that computes its loss
+another way fails here in seconds, not after days in the accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from east_ray.training.trainers import WeightedTrainer
+
+# Distance of the two gradients that is accepted, by the type the model computes in, relative to the root of the summed
+# squares of the examples' own gradients. Rounding stays far below; a weight that is wrong, lost or swapped with its
+# neighbour's is an order of magnitude above.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+COMPLETION_TOKENS = 32  # of each example: enough to tell weights apart, and no memory to speak of
+
+
+class WeightsNotExact(RuntimeError):
+    """Training would not minimise the weighted loss."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`distance`: of the two gradients, `loss_distance`: of the two unweighted losses, both relative and the worst of all ranks.
+
+    `parameters`: those whose gradients were compared.
+    """
+
+    distance: float
+    loss_distance: float
+    tolerance: float
+    parameters: tuple[str, ...]
+
+
+def prove_weights(trainer: WeightedTrainer) -> Proof:
+    """Compare the two on this rank's first micro-batch; WeightsNotExact, on every rank, when they differ on any.
+
+    To be called by all ranks once the model is prepared for training; leaves no trace in it. Compares two small
+    parameters, first and last in the model, that no ZeRO stage takes apart.
+    """
+    names, probes = zip(*_probes(trainer), strict=True)
+    was_training = trainer.model.training
+    trainer.model.eval()  # no dropout: both passes must see the same network
+    try:
+        with trainer.compute_loss_context_manager():
+            distances = _distances(trainer, list(probes))
+    finally:
+        trainer.model.train(was_training)
+        trainer._metrics["eval"].clear()
+        trainer._weighted_loss = torch.zeros_like(trainer._weighted_loss)
+        trainer.multiplier_B = None
+    gradient, loss = trainer.accelerator.gather(distances[None]).max(dim=0).values.tolist()
+    tolerance = TOLERANCES[trainer.model.dtype]
+    if not (gradient <= tolerance and loss <= tolerance):
+        raise WeightsNotExact(
+            f"on the first micro-batch TRL's weighted {trainer.positions.loss} gradient is {gradient:.2g}, and its loss "
+            f"{loss:.2g}, away from what the formulas say (relative, {tolerance:g} allowed; seen in {', '.join(names)}): "
+            "this transformers or TRL computes its loss another way; install the versions in pyproject.toml"
+        )
+    return Proof(gradient, loss, tolerance, names)
+
+
+def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
+    """The first and the last trainable vector (a norm's weight), or LoRA B, that this rank holds whole.
+
+    LoRA's A has no gradient before the first step, because B is zero. Embeddings sum theirs token by token, which rounds
+    too much in bf16 to compare.
+    """
+    whole = [
+        (name, parameter)
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+        and (len(getattr(parameter, "ds_shape", parameter.shape)) == 1 or "lora_B" in name)
+        and getattr(parameter, "ds_persist", True)
+    ]
+    assert whole, "no trainable parameter is small enough to compare gradients on"
+    return whole[:1] + whole[1:][-1:]
+
+
+def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Relative distance of the gradients with respect to the probes, and of the losses, on this rank."""
+    plan = trainer.positions.plan
+    first = trainer.accelerator.process_index * plan.micro_batch_size
+    mine = [trainer.positions[first + i] for i in range(plan.micro_batch_size)]
+    inputs = _shortened(trainer._prepare_inputs(trainer.data_collator(mine)))
+    items = None
+    if trainer.positions.loss == "sft":
+        labels = [label for p in range(plan.batch_size) for label in trainer.positions[p]["labels"]]
+        items = torch.tensor(sum(label != -100 for label in labels))
+
+    loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=items)
+    actual = _flat(torch.autograd.grad(loss, probes))
+
+    scale_B = trainer.scale_B
+    share = trainer.loss_share(items, plan.micro_batch_size)
+    by_formula = share * trainer.example_losses(inputs, trainer.policy_R).sum()
+    terms = []
+    for example in range(plan.micro_batch_size):
+        # The same forward pass each time, so that both gradients start from the same numbers, whatever their precision.
+        losses_B = trainer.example_losses(inputs, _policy_logps(trainer, inputs))
+        terms.append(_flat(torch.autograd.grad(share * scale_B[example] * losses_B[example], probes)))
+    terms_B = torch.stack(terms)
+    gap, size = (actual - terms_B.sum(dim=0)).norm(), terms_B.norm()
+    loss_gap, loss_size = (loss.detach() - by_formula).float().abs(), by_formula.float().abs()
+    return torch.stack([gap / size if size > 0 else gap, loss_gap / loss_size if loss_size > 0 else loss_gap])
+
+
+def _shortened(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The micro-batch with every completion cut after a few tokens."""
+    short = dict(inputs)
+    for prefix in ("", "KL_"):
+        if f"{prefix}input_ids" in inputs:
+            counted = _labels(inputs, prefix) != -100
+            width = int(counted.int().argmax(dim=1).max()) + COMPLETION_TOKENS
+            for name in ("input_ids", "attention_mask", "labels", "completion_mask"):
+                if prefix + name in inputs:
+                    short[prefix + name] = inputs[prefix + name][:, :width]
+    return short
+
+
+def _labels(inputs: dict[str, Any], prefix: str = "") -> torch.Tensor:
+    if f"{prefix}labels" in inputs:
+        return inputs[f"{prefix}labels"]
+    return inputs[f"{prefix}input_ids"].masked_fill(inputs[f"{prefix}completion_mask"] == 0, -100)
+
+
+def _policy_logps(trainer: WeightedTrainer, inputs: dict[str, Any]) -> torch.Tensor:
+    """Summed log-probability of each row under the policy, with its gradient and without weights."""
+    trainer.multiplier_B = None
+    output = trainer.model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        labels=_labels(inputs),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    return output.log_probs.sum(dim=1)
+
+
+def _flat(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.cat([gradient.detach().float().flatten() for gradient in gradients])

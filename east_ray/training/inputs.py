@@ -1,0 +1,91 @@
+"""What TRL's trainers are given: every one of their settings that matters, decided here, and the rows in planned order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import peft
+import pyarrow as pa
+from torch.utils.data import Dataset
+from transformers.integrations.integration_utils import is_tensorboard_available
+
+from east_ray.config.training import LoraConfig, TrainingConfig
+from east_ray.training.batches import TrainingPlan
+
+
+def trainer_settings(training: TrainingConfig, dtype: str) -> dict[str, Any]:
+    """Arguments of TRL's SFTConfig, DPOConfig or KTOConfig that follow from the config."""
+    settings: dict[str, Any] = {} if training.loss == "sft" else {"beta": training.beta}
+    if training.loss == "dpo":
+        settings["precompute_ref_log_probs"] = training.precompute_reference
+    return {
+        **settings,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "num_train_epochs": 1,  # the plan holds all epochs
+        "train_sampling_strategy": "sequential",
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": training.warmup_ratio,  # a float below 1 is a ratio since transformers 5
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "max_length": None,
+        "router_aux_loss_coef": 0.0,  # a mixture's balancing loss is no sum over examples, so it cannot be weighted
+        "remove_unused_columns": False,
+        "use_cpu": not training.use_gpu,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "report_to": trackers(training.report_to),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": training.use_gpu,
+    }
+
+
+def trackers(report_to: Sequence[str]) -> list[str]:
+    """The trackers to log to: those named, else TensorBoard where it is installed; "none" names none."""
+    return list(report_to) or (["tensorboard"] if is_tensorboard_available() else ["none"])
+
+
+def lora_config(lora: LoraConfig | None) -> peft.LoraConfig | None:
+    """The same adapter in peft's terms; None trains all parameters."""
+    if lora is None:
+        return None
+    return peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+class Positions(Dataset):
+    """The examples in training order: item p is the example at position p of the plan, with its multiplier."""
+
+    def __init__(self, rows: pa.Table, plan: TrainingPlan, weight_N: np.ndarray, loss: str) -> None:
+        self.rows: Any = datasets.Dataset(rows)
+        self.plan, self.weight_N, self.loss = plan, weight_N, loss
+        self.neighbour_P = plan.neighbour_P
+
+    def __len__(self) -> int:
+        return len(self.plan.row_P)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row = self.rows[int(self.plan.row_P[position])]
+        item = {"multiplier": float(self.plan.multiplier_P[position])}
+        if self.loss == "sft":
+            ids = row["prompt_ids"] + row["completion_ids"]
+            # TRL divides by the number of labels in a step, and padding must not count.
+            unlabelled = len(ids) if self.plan.padding_P[position] else len(row["prompt_ids"])
+            return {**item, "input_ids": ids, "labels": [-100] * unlabelled + ids[unlabelled:]}
+        if self.loss == "kto":
+            row["KL_completion_ids"] = self.rows[int(self.neighbour_P[position])]["completion_ids"]
+        return {**item, **row}

@@ -1,0 +1,203 @@
+"""Training examples as token ids: the prompt exactly as it was sampled from, the completion, and the end of sequence.
+
+TRL is handed these ids and never text, so its own templates and end-of-sequence rules cannot change them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from east_ray.config.sections import ModelConfig
+from east_ray.config.training import TrainingConfig
+from east_ray.records import EXAMPLES, UserError, check_schema
+from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
+
+# The text columns that become completions, and the names TRL's collators know their token ids by.
+COMPLETIONS = {
+    "sft": {"completion": "completion_ids"},
+    "dpo": {"chosen": "chosen_ids", "rejected": "rejected_ids"},
+    "kto": {"completion": "completion_ids"},
+}
+
+
+@dataclass(frozen=True)
+class PreparedExamples:
+    """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the text.
+
+    `tokens`, `reference`: where the token ids and DPO's reference log-probabilities are kept, for every arm with these
+    examples and this model.
+    """
+
+    tokens: str
+    weight_N: np.ndarray
+    tokens_N: np.ndarray
+    question_ids: list[str]
+    content: str
+    reference: str | None
+
+
+def prepare_examples(
+    run: RunDirectory,
+    *,
+    examples: str,
+    weight_column: str | None,
+    questions: str,
+    base_model: str,
+    training: TrainingConfig,
+    model: ModelConfig,
+) -> PreparedExamples:
+    """Check the examples and their weights, tokenise them unless another arm has, and return what planning needs.
+
+    UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts that this
+    model's tokenizer reads otherwise than the sampler did.
+    """
+    where = run.uri_of(examples)
+    table = run.read_table(examples)
+    rows = check_schema(table, EXAMPLES[training.loss], where)
+    if rows.num_rows == 0:
+        raise UserError(f"{where} holds no examples: no question was kept; see the funnel in weights.json")
+    weight_N = _weights(table, weight_column, where)
+    place, base = "/".join(examples.split("/")[:-1]), fingerprint_source(base_model, model.revision)
+    tokens = f"{place}/tokens/{training.loss}-{fingerprint([base, _content(rows)])}.parquet"
+    if not run.exists(tokens):
+        tokenizer = _tokenizer(base_model, model)
+        run.write_table(tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions)), tokens)
+    tokenised = run.read_table(tokens)
+    longest_N, tokens_N = lengths(tokenised, training.loss)
+    check_lengths(longest_N, training.max_length)
+    content = _content(tokenised)
+    reference = None
+    if training.precompute_reference:
+        if training.loss != "dpo":
+            raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
+        reference = f"{place}/reference/{fingerprint([base, model.dtype, content])}.parquet"
+    return PreparedExamples(tokens, weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), content, reference)
+
+
+def tokenise_examples(
+    examples: pa.Table,
+    tokenizer: Any,
+    loss: str,
+    prompt_token_ids: Mapping[str, Sequence[int]],
+) -> pa.Table:
+    """Rows of EXAMPLES[loss] -> question_id, prompt_ids, completion ids and (KTO) label, in the same order.
+
+    `prompt_token_ids` holds what the sampler was given, by question id; UserError when this tokenizer makes something
+    else of the same prompt. A question that is not in it is tokenised from its text.
+    """
+    prompts = examples["prompt"].to_pylist()
+    question_ids = examples["question_id"].to_pylist()
+    prompt_ids_N = _encode(tokenizer, prompts)
+    for question_id, prompt_ids in zip(question_ids, prompt_ids_N, strict=True):
+        sampled = prompt_token_ids.get(question_id)
+        if sampled is not None and list(sampled) != prompt_ids:
+            raise UserError(
+                f"the prompt of question {question_id} is {len(prompt_ids)} tokens to this model's tokenizer and other "
+                f"{len(sampled)} tokens to the one it was sampled with; train the model that was sampled from, or "
+                "restart the run from its questions"
+            )
+    columns: dict[str, Any] = {
+        "question_id": pa.array(question_ids, pa.string()),
+        "prompt_ids": pa.array(prompt_ids_N, pa.list_(pa.int32())),
+    }
+    for text, ids in COMPLETIONS[loss].items():
+        completion_ids_N = _completion_ids(tokenizer, prompts, prompt_ids_N, examples[text].to_pylist())
+        columns[ids] = pa.array(completion_ids_N, pa.list_(pa.int32()))
+    if loss == "kto":
+        columns["label"] = examples["label"].combine_chunks()
+    return pa.table(columns)
+
+
+def lengths(tokens: pa.Table, loss: str) -> tuple[list[int], list[int]]:
+    """Per example: tokens of its longest prompt + completion, and tokens its loss sums over."""
+    prompt_N = [len(ids) for ids in tokens["prompt_ids"].to_pylist()]
+    completion_NC = list(
+        zip(*([len(ids) for ids in tokens[name].to_pylist()] for name in COMPLETIONS[loss].values()), strict=True)
+    )
+    longest_N = [prompt + max(completions) for prompt, completions in zip(prompt_N, completion_NC, strict=True)]
+    return longest_N, [sum(completions) for completions in completion_NC]
+
+
+def check_lengths(longest_N: Sequence[int], max_length: int) -> None:
+    """UserError, with the count and the remedy, when an example is longer than `max_length`: none is ever cut."""
+    too_long = sum(length > max_length for length in longest_N)
+    if too_long:
+        raise UserError(
+            f"{too_long} of {len(longest_N)} training examples are longer than training.max_length={max_length} tokens "
+            f"(the longest has {max(longest_N)}); set training.max_length={max(longest_N)}, or lower "
+            "sampling.max_new_tokens and sample again: examples are never cut"
+        )
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _completion_ids(
+    tokenizer: Any, prompts: list[str], prompt_ids_N: list[list[int]], completions: list[str]
+) -> list[list[int]]:
+    """Token ids of each completion as it continues its prompt, ended by one end-of-sequence token.
+
+    Encoded together with the prompt where that leaves the prompt's ids as they are (SentencePiece would put a space
+    before a text encoded alone), otherwise alone (a merge across the border never happens while sampling).
+    """
+    together_N = _encode(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
+    alone_N = _encode(tokenizer, completions)
+    rows = []
+    for prompt_ids, together, alone in zip(prompt_ids_N, together_N, alone_N, strict=True):
+        ids = together[len(prompt_ids) :] if together[: len(prompt_ids)] == prompt_ids else alone
+        rows.append([*ids[: len(ids) - (ids[-1:] == [tokenizer.eos_token_id])], tokenizer.eos_token_id])
+    return rows
+
+
+def _tokenizer(base_model: str, model: ModelConfig) -> Any:
+    # Both take seconds to import, and are needed by the first arm only.
+    from transformers import AutoTokenizer
+
+    from east_ray.training.export import local_model
+
+    base = local_model(base_model, model.revision)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {base_model} has no end-of-sequence token; add eos_token to its configuration"
+        )
+    return tokenizer
+
+
+def _weights(table: pa.Table, column: str | None, where: str) -> np.ndarray:
+    if column is None:
+        return np.ones(table.num_rows)
+    if column not in table.column_names:
+        raise UserError(
+            f"{where} has no weights {column!r}, only the columns {table.column_names}; redo `weigh` and `select`"
+        )
+    weight_N = table[column].to_numpy().astype(np.float64)
+    invalid = int((~np.isfinite(weight_N) | (weight_N < 0)).sum())
+    if invalid or not weight_N.any():
+        raise UserError(
+            f"{where}: {invalid} of {len(weight_N)} weights in {column!r} are missing, negative or not finite, and "
+            f"{int((weight_N == 0).sum())} are zero; redo `weigh` and `select`"
+        )
+    return weight_N
+
+
+def _sampled_prompts(run: RunDirectory, questions: str) -> Mapping[str, list[int]]:
+    if not run.exists(questions):
+        return {}
+    table = run.read_table(questions, columns=["question_id", "prompt_token_ids"])
+    return dict(zip(table["question_id"].to_pylist(), table["prompt_token_ids"].to_pylist(), strict=True))
+
+
+def _content(table: pa.Table) -> str:
+    """16 hex digits that tell apart tables of other ids or in another order."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]

@@ -1,0 +1,299 @@
+"""TRL's SFT, DPO and KTO trainers with an exact weight per example; the only file that imports trl.
+
+All three compute their loss from the per-row `log_probs` of one forward pass, and their losses are sums over rows. So
+multiplying row i's *gradient* there by its multiplier (see `batches`) gives exactly the gradient of the weighted loss,
+without touching TRL's code: the loss TRL returns stays unweighted, and the weighted one is logged beside it.
+
+Suffixes: B examples of a micro-batch, R rows of its forward pass (DPO: the chosen of every example, then the rejected).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import peft
+import pyarrow as pa
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.models.utils import prepare_deepspeed
+from trl.trainer.base_trainer import _BaseTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+from east_ray.config.training import TrainingConfig
+from east_ray.training.batches import TrainingPlan
+from east_ray.training.inputs import Positions, lora_config, trainer_settings
+from east_ray.training.losses import example_losses, local_weights
+
+
+def make_trainer(
+    rows: pa.Table,
+    plan: TrainingPlan,
+    *,
+    model_path: str,
+    dtype: str,
+    trust_remote_code: bool,
+    training: TrainingConfig,
+    weight_N: np.ndarray,
+    seed: int,
+    output_dir: str,
+    deepspeed: dict[str, Any] | None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> WeightedTrainer:
+    """A trainer ready for `.train()`: the model loaded, the examples in their planned order, every setting decided.
+
+    `rows` come from `tokens.tokenise_examples`. `deepspeed` is a DeepSpeed configuration, None for plain PyTorch.
+    """
+    trainer_class, config_class = TRAINERS[training.loss]
+    # Read by transformers' TensorBoard callback. Not inside output_dir, which does not outlive the training.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = os.path.join(os.path.dirname(output_dir), "tensorboard")
+    arguments = config_class(
+        output_dir=output_dir,
+        per_device_train_batch_size=plan.micro_batch_size,
+        model_init_kwargs={"dtype": dtype, "trust_remote_code": trust_remote_code},
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        deepspeed=deepspeed,
+        **trainer_settings(training, dtype),
+    )
+    trainer = trainer_class(
+        model=model_path,
+        args=arguments,
+        positions=Positions(rows, plan, weight_N, training.loss),
+        local_weight=training.local_weight,
+        peft_config=lora_config(training.lora),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every step on every worker
+    return trainer
+
+
+class WeightedTrainer(_BaseTrainer):
+    """What the three weighted trainers share; mixed in before TRL's trainer.
+
+    `multiplier_B` weights the next forward pass with a gradient, None: it is not to be weighted. `scale_B` is what that
+    pass was weighted by, local weights included; `policy_R` are its rows' summed log-probabilities, and `reference_R`
+    those of the last pass without a gradient, which TRL makes with the reference model.
+    """
+
+    args: Any
+    model: Any
+    model_wrapped: Any
+    ref_model: Any = None
+    accelerator: Any
+    train_dataset: Any
+    _metrics: Any
+    _total_train_tokens: Any
+
+    def __init__(self, *, args: Any, positions: Positions, local_weight: str = "none", **kwargs: Any) -> None:
+        refuse_inseparable(args)
+        self.local_weight = local_weight
+        self.multiplier_B: torch.Tensor | None = None
+        self.scale_B = self.policy_R = self.reference_R = torch.empty(0)
+        self._weighted_loss = torch.zeros(())
+        self._logged = (0, time.monotonic())
+        super().__init__(args=args, train_dataset=positions.rows, **kwargs)
+        positions.rows = self.train_dataset  # DPO may have added reference log-probabilities
+        self.train_dataset = self.positions = positions
+        self.collate_rows: Callable[[list[dict[str, Any]]], dict[str, Any]] = self.data_collator
+        self.data_collator = self._collate
+        if local_weight == "wpo":
+            patched: Any = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+            add_fused_lm_head(patched, outputs=("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs"))
+        self.model.register_forward_hook(self._on_forward)
+        if self.ref_model is not None:
+            self.ref_model.register_forward_hook(self._on_forward)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """Leave the rows alone: they are token ids already."""
+        return dataset
+
+    def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate_rows(examples)
+        batch["multiplier"] = torch.tensor([example["multiplier"] for example in examples], dtype=torch.float32)
+        return batch
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's own loss, whose gradient is weighted by `_on_forward`."""
+        self.multiplier_B = inputs.pop("multiplier")
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.multiplier_B = None
+        losses_B = self.example_losses(inputs, self.policy_R)
+        share = self.loss_share(num_items_in_batch, len(losses_B))
+        steps = 1 if self.positions.loss == "sft" else self.args.gradient_accumulation_steps
+        self._weighted_loss = self._weighted_loss.to(losses_B) + share / steps * (self.scale_B * losses_B).sum()
+        return loss
+
+    def _on_forward(self, _module: Any, _args: Any, output: Any) -> Any:
+        """Forward hook: scale the gradient of each row's log-probabilities in the pass that is differentiated."""
+        if not isinstance(output, FusedCausalLMOutput):
+            return output
+        log_probs_RT: Any = output.log_probs
+        if not torch.is_grad_enabled():
+            self.reference_R = log_probs_RT.sum(dim=1)
+            return output
+        self.policy_R = log_probs_RT.detach().sum(dim=1)
+        if self.multiplier_B is not None:
+            passes = len(log_probs_RT) // len(self.multiplier_B)
+            self.scale_B = self.multiplier_B
+            if self.local_weight != "none":
+                self.scale_B = self.scale_B * self._local_weights(output, self.multiplier_B)
+            output.log_probs = _ScaleGradient.apply(log_probs_RT, self.scale_B.repeat(passes)[:, None])
+        return output
+
+    def _local_weights(self, output: Any, multiplier_B: torch.Tensor) -> torch.Tensor:
+        """LW(P) or LW(W) of each example; DPO multiplies those of the chosen and the rejected completion (B.1).
+
+        Perplexities are divided by their mean (eq. 9) over the examples that all workers hold at this moment: the mean
+        over a step is known only after its last forward pass.
+        """
+        weight_R = local_weights(
+            self.local_weight, output.log_probs.detach(), output.label_mask, output.log_sum_sq_probs
+        )
+        weight_CB = weight_R.view(-1, len(multiplier_B))
+        if self.local_weight == "perplexity":
+            counts_B = (multiplier_B > 0).to(weight_CB)
+            totals = torch.cat([(weight_CB * counts_B).sum(dim=1), counts_B.sum()[None]])
+            totals = self.accelerator.reduce(totals, "sum").clamp_min(torch.finfo(totals.dtype).tiny)
+            weight_CB = weight_CB * (totals[-1] / totals[:-1])[:, None]
+        return weight_CB.prod(dim=0)
+
+    def example_losses(self, inputs: dict[str, Any], policy_R: torch.Tensor) -> torch.Tensor:
+        """Unweighted loss of each example in `inputs`, given its rows' summed log-probabilities under the policy."""
+        reference_R = self.reference_R
+        if "ref_chosen_logps" in inputs:
+            reference_R = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        kl = None
+        if self.positions.loss == "kto":
+            kl = torch.tensor(self._metrics["train" if self.model.training else "eval"]["kl"][-1]).to(policy_R)
+        beta = None if self.positions.loss == "sft" else self.args.beta
+        return example_losses(self.positions.loss, policy_R, reference_R, beta=beta, kl=kl, label_B=inputs.get("label"))
+
+    def loss_share(self, num_items_in_batch: Any, num_examples: int) -> Any:
+        """What TRL multiplies each example's loss by in one micro-batch's loss, before gradient accumulation."""
+        if self.positions.loss == "sft":
+            return self.accelerator.num_processes / num_items_in_batch
+        return 1 / num_examples
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to TRL's own figures of a step what weighting is about; every rank must call it."""
+        if "loss" in logs:
+            step, plan = self.state.global_step, self.positions.plan
+            weight_B = self.positions.weight_N[plan.examples_of_step(step - 1)]
+            logs["weighted_loss"] = self.accelerator.reduce(self._weighted_loss, "mean").item()
+            logs["weight_mean"], logs["weight_min"] = float(weight_B.mean()), float(weight_B.min())
+            logs["weight_max"] = float(weight_B.max())
+            squares = float((weight_B**2).sum())
+            logs["effective_sample_size"] = float(weight_B.sum() ** 2 / squares) if squares else 0.0
+            tokens, since = self._logged
+            logs["tokens_per_second"] = (self._total_train_tokens - tokens) / (time.monotonic() - since)
+            self._logged = (self._total_train_tokens, time.monotonic())
+            self._weighted_loss = torch.zeros_like(self._weighted_loss)
+            self.state.epoch = step * plan.batch_size / len(self.positions.rows)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save only what resuming needs (transformers would also gather and write the whole model).
+
+        Each rank writes its own shard: optimizer state and random state; rank 0 adds schedule, step and log.
+        """
+        directory = os.path.join(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        os.makedirs(os.path.join(directory, f"global_step{self.state.global_step}"), exist_ok=True)
+        self._save_optimizer_and_scheduler(directory)
+        self._save_rng_state(directory)
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(directory, "trainer_state.json"))
+
+
+class WeightedSFTTrainer(WeightedTrainer, SFTTrainer):
+    """TRL's SFT with a multiplier per example."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # TRL then divides by the tokens of the whole step for every model, also one whose forward takes no such count.
+        self.model_accepts_loss_kwargs = True
+
+
+class WeightedDPOTrainer(WeightedTrainer, DPOTrainer):
+    """TRL's DPO with a multiplier per pair."""
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
+        """The rows with their reference log-probabilities, computed by all ranks together unless already there.
+
+        TRL's own caches them in a file, whose name differs between ranks for a data set in memory.
+        """
+        names = ("ref_chosen_logps", "ref_rejected_logps")
+        if set(names) <= set(dataset.column_names):
+            return dataset
+        model = prepare_deepspeed(self.model, self.accelerator) if self.is_deepspeed_enabled else self.model
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        blocks = []
+        for start in range(0, len(dataset), batch_size * world):
+            mine = [(start + rank * batch_size + i) % len(dataset) for i in range(batch_size)]
+            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in mine]))
+            blocks.append(self.accelerator.gather(torch.stack(self.compute_ref_log_probs(model, batch), dim=1)))
+        logps = torch.cat(blocks)[: len(dataset)].double().cpu().numpy()
+        for column, values in zip(names, logps.T, strict=True):
+            dataset = dataset.add_column(column, values)
+        return dataset
+
+
+class WeightedKTOTrainer(WeightedTrainer, KTOTrainer):
+    """TRL's KTO with a multiplier per completion; its KL term is unweighted, as it carries no gradient."""
+
+
+TRAINERS: dict[str, tuple[type[WeightedTrainer], type]] = {
+    "sft": (WeightedSFTTrainer, SFTConfig),
+    "dpo": (WeightedDPOTrainer, DPOConfig),
+    "kto": (WeightedKTOTrainer, KTOConfig),
+}
+
+LOSS_TYPES = {"nll", "sigmoid", "kto"}  # TRL's names of the losses that `example_losses` writes out
+
+
+def refuse_inseparable(args: Any) -> None:
+    """ValueError for settings of TRL under which a loss is no sum over rows, or does not pass through `log_probs`."""
+    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    reasons = {
+        "packing": (getattr(args, "packing", False), "packs several examples into one row, which has one weight"),
+        "padding_free": (
+            getattr(args, "padding_free", False),
+            "joins a micro-batch into one row, which has one weight",
+        ),
+        "use_liger_kernel": (args.use_liger_kernel, "computes the loss without per-row log-probabilities"),
+        "label_smoothing_factor": (args.label_smoothing_factor, "computes the loss from logits, past the weights"),
+        "use_weighting": (getattr(args, "use_weighting", False), 'is local_weight = "wpo" here'),
+        "ld_alpha": (getattr(args, "ld_alpha", None) is not None, "couples the lengths of a pair"),
+        "loss_type": (set(losses) - LOSS_TYPES, f"{losses} has no weighted form here"),
+        "parallelism_config": (args.parallelism_config is not None, "splits rows over devices"),
+    }
+    for name, (is_set, reason) in reasons.items():
+        if is_set:
+            raise ValueError(f"{name} cannot be combined with a weight per example: it {reason}; leave it unset")
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by `scale` on the way back."""
+
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(scale)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (scale,) = context.saved_tensors
+        return (gradient * scale).to(gradient.dtype), None

@@ -1,0 +1,268 @@
+"""The one global reduction: grades of all questions -> a weight per question and mapping, the funnel, weight health.
+
+    weights/shard-00000.parquet ...   records.MEASURES + one float64 column per mapping; mirrors grades/ file by file, row by row
+    weights/weights.json              {"funnel": ..., "mappings": {column: {..., "log_normaliser", "health": {...}}}}
+
+Two passes over the narrow columns of `grades` (more only when weights are clipped): the first sums what the
+normalisers need, for all mappings at once; the second writes the weights. Sums are exact integers (`uncertainty`), so
+nothing depends on how the questions are cut into shards or on which worker finishes first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from east_ray.config.sections import SelectionConfig, WeightingConfig
+from east_ray.examples.choice import REASONS, REMEDIES, drop_codes, drop_reasons
+from east_ray.records import MEASURES, UserError
+from east_ray.runs.directory import RunDirectory
+from east_ray.runs.shard_tasks import Sums, reduce_shards
+from east_ray.weighting.health import Health, unhealthy
+from east_ray.weighting.mappings import Fit, Mapping, entropies, exact_mean, exact_sum, fit, totals_of
+
+logger = logging.getLogger(__name__)
+
+# Completions by verdict and by what they are good for; all that weighing reads besides is in COLUMNS.
+VERDICTS = (
+    "num_correct",
+    "num_incorrect",
+    "num_errors",
+    "num_unanswered",
+    "num_truncated",
+    "num_positives",
+    "num_negatives",
+)
+COLUMNS = ["question_id", "cluster_sizes", "num_samples", *VERDICTS, "largest_wrong", "mean_tokens", "shortfall"]
+
+
+@dataclass(frozen=True)
+class WeighingSummary:
+    """What weighing left: questions in and kept, why the others were dropped, and each mapping's health."""
+
+    questions: int
+    kept: int
+    dropped: dict[str, int]
+    mean_entropy: float  # nats, over the kept questions
+    health: dict[str, dict[str, float]]
+    warnings: list[str] = field(default_factory=list)
+
+
+def weigh(
+    run: RunDirectory,
+    *,
+    grades: str,
+    output: str,
+    mappings: Sequence[Mapping],
+    selection: SelectionConfig,
+    weighting: WeightingConfig,
+    excluded: Collection[str] = frozenset(),
+) -> WeighingSummary:
+    """Write the weights of every question in `grades` to `output`. Both are directories relative to the run.
+
+    `excluded` are ids of questions that are also in the test set. UserError when no question is kept (with the
+    funnel), when a mapping does not fit the measures, or when weights are unhealthy and `on_unhealthy` = "stop".
+    """
+    shards = run.list(grades, suffix=".parquet")
+    if not shards:
+        raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
+    funnel, fits = fit_mappings(run, grades, shards, mappings, selection.keep, excluded)
+    write = partial(_write_shard, run, grades, output, selection.keep, excluded, fits)
+    healths = reduce_shards(write, shards)
+
+    health = {column: healths[column].figures() for column in fits}
+    run.write_json(
+        {
+            "funnel": funnel,
+            "mappings": {
+                column: {**asdict(fitted.mapping), "log_normaliser": fitted.log_normaliser, "capped": fitted.capped}
+                | {"health": health[column]}
+                for column, fitted in fits.items()
+            },
+        },
+        output,
+        "weights.json",
+    )
+    _log(funnel, health)
+    warnings = [warning for column in fits for warning in unhealthy(column, health[column], weighting)]
+    for warning in warnings:
+        logger.warning(warning)
+    if warnings and weighting.on_unhealthy == "stop":
+        raise UserError("\n".join([*warnings, 'weighting.on_unhealthy = "stop", so nothing was trained']))
+    questions = funnel["questions"]
+    return WeighingSummary(
+        questions["total"], questions["kept"], questions["dropped"], funnel["mean_entropy"], health, warnings
+    )
+
+
+def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> pa.Table:
+    """GRADES rows (the columns in COLUMNS) -> MEASURES rows, in the same order."""
+    columns = {
+        "question_id": grades["question_id"],
+        "num_clusters": np.diff(grades["cluster_sizes"].combine_chunks().offsets.to_numpy()),
+        **{name: measure(grades, name) for name in MEASURE_FUNCTIONS if name in MEASURES.names},
+        "mean_tokens": grades["mean_tokens"],
+        "reason": drop_reasons(grades, keep, excluded),
+    }
+    return pa.table(columns, schema=MEASURES)
+
+
+def measure(grades: pa.Table, name: str) -> np.ndarray:
+    """One measure (a name in MEASURE_FUNCTIONS) of every GRADES row."""
+    return MEASURE_FUNCTIONS[name](grades)
+
+
+def _entropy(grades: pa.Table) -> np.ndarray:
+    sizes = grades["cluster_sizes"].combine_chunks()
+    offsets = sizes.offsets.to_numpy()
+    return entropies(sizes.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def _inaccuracy(grades: pa.Table) -> np.ndarray:
+    wrong = grades["num_incorrect"].to_numpy()
+    return wrong / np.maximum(grades["num_correct"].to_numpy() + wrong, 1)
+
+
+def _dominant_wrong(grades: pa.Table) -> np.ndarray:
+    return grades["largest_wrong"].to_numpy() / np.maximum(grades["num_samples"].to_numpy(), 1)
+
+
+# From the columns in COLUMNS of GRADES rows to one number per question: finite, not negative, larger for a larger weight.
+MEASURE_FUNCTIONS: dict[str, Callable[[pa.Table], np.ndarray]] = {
+    "entropy": _entropy,
+    "inaccuracy": _inaccuracy,
+    "dominant_wrong": _dominant_wrong,
+}
+
+
+def fit_mappings(
+    run: RunDirectory,
+    grades: str,
+    shards: Sequence[str],
+    mappings: Sequence[Mapping],
+    keep: str,
+    excluded: Collection[str] = frozenset(),
+) -> tuple[dict[str, Any], dict[str, Fit]]:
+    """The funnel, and every mapping fitted to the kept questions, by column.
+
+    One pass over the shards; further ones only for clipped mappings, until their caps settle.
+    """
+    fits: dict[str, Fit] = {}
+    funnel: dict[str, Any] = {}
+    pending = {mapping.column: mapping for mapping in mappings}
+    while pending:
+        previous = {column: fits[column] for column in pending if column in fits}
+        add = partial(_shard_sums, run, grades, keep, excluded, pending, previous)
+        sums = reduce_shards(add, shards)
+        funnel = funnel or _funnel(sums)
+        for column, mapping in pending.items():
+            try:
+                fits[column] = fit(sums[column], mapping, previous.get(column))
+            except ValueError as error:
+                raise UserError(f"{column}: {error}") from None
+        pending = {column: mapping for column, mapping in pending.items() if not fits[column].settled}
+    return funnel, {mapping.column: fits[mapping.column] for mapping in mappings}
+
+
+def _shard_sums(
+    run: RunDirectory,
+    grades: str,
+    keep: str,
+    excluded: Collection[str],
+    mappings: dict[str, Mapping],
+    previous: dict[str, Fit],
+    shard: str,
+) -> Sums:
+    """What one shard adds to the funnel and to every mapping's normaliser."""
+    table = run.read_table(grades, shard, columns=COLUMNS)
+    codes = drop_codes(table, keep, excluded)
+    kept = codes < 0
+    samples = table["num_samples"].to_numpy()
+    parts: dict[Any, Any] = {"shortfall": len(table) - table["shortfall"].null_count}
+    for code, name in [(-1, "kept"), *enumerate(REASONS)]:
+        parts["questions", name] = int((codes == code).sum())
+        parts["completions", name] = int(samples[codes == code].sum())
+    for name in VERDICTS:
+        values = table[name].to_numpy()
+        parts["all", name] = int(values.sum())
+        parts["in_kept", name] = int(values[kept].sum())
+    values = {name: measure(table, name)[kept] for name in {"entropy", *(m.measure for m in mappings.values())}}
+    parts["entropy"] = exact_sum(values["entropy"])
+    for column, mapping in mappings.items():
+        parts[column] = totals_of(values[mapping.measure], mapping, previous.get(column))
+    return Sums(parts)
+
+
+def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
+    """Questions and completions in, kept, and dropped by reason. UserError when none is kept."""
+    kept, total = sums["questions", "kept"], sum(sums["questions", name] for name in ("kept", *REASONS))
+    dropped = {name: sums["questions", name] for name in REASONS if sums["questions", name]}
+    if not kept:
+        reasons = "; ".join(f"{count} {name} ({REASONS[name]})" for name, count in dropped.items())
+        remedy = REMEDIES[max(dropped, key=lambda name: dropped[name])]
+        raise UserError(f"none of the {total} questions can be trained on: {reasons}. Most of all: {remedy}")
+    return {
+        "questions": {"total": total, "kept": kept, "dropped": dropped, "shortfall": sums["shortfall"]},
+        "completions": {
+            "total": sum(sums["completions", name] for name in ("kept", *REASONS)),
+            "kept": sums["completions", "kept"],
+            "dropped": {name: sums["completions", name] for name in dropped},
+            **{
+                scope: {name.removeprefix("num_"): sums[scope, name] for name in VERDICTS}
+                for scope in ("all", "in_kept")
+            },
+        },
+        "mean_entropy": exact_mean(sums["entropy"], kept),
+    }
+
+
+def _write_shard(
+    run: RunDirectory,
+    grades: str,
+    output: str,
+    keep: str,
+    excluded: Collection[str],
+    fits: dict[str, Fit],
+    shard: str,
+) -> Sums:
+    """Write one shard of weights; returns the health sums of each column."""
+    graded = run.read_table(grades, shard, columns=COLUMNS)
+    table = measure_table(graded, keep, excluded)
+    kept = table["reason"].is_null().to_numpy()
+    tokens = table["mean_tokens"].to_numpy()[kept]
+    parts: dict[Any, Any] = {}
+    for column, fitted in fits.items():
+        weights = fitted.weights(measure(graded, fitted.mapping.measure)[kept])
+        parts[column] = Health.of(weights, tokens)
+        full = np.zeros(len(table))
+        full[kept] = weights
+        table = table.append_column(column, pa.array(full, mask=~kept))
+    run.write_table(table, output, shard)
+    return Sums(parts)
+
+
+def _log(funnel: dict[str, Any], health: dict[str, dict[str, float]]) -> None:
+    questions, completions = funnel["questions"], funnel["completions"]
+    logger.info(
+        "weigh: %d of %d questions kept (%s); %d completions, %d correct, %d errors, %d cut off",
+        questions["kept"],
+        questions["total"],
+        ", ".join(f"{count} {name}" for name, count in questions["dropped"].items()) or "none dropped",
+        completions["total"],
+        completions["all"]["correct"],
+        completions["all"]["errors"],
+        completions["all"]["truncated"],
+    )
+    for column, figures in health.items():
+        logger.info(
+            "weigh: %s counts like %.0f equal questions, the heaviest weighs %.3g",
+            column,
+            figures["effective_sample_size"],
+            figures["max_weight"],
+        )

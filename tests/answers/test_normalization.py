@@ -1,0 +1,84 @@
+"""The normal form keeps what an answer says and drops how it is typeset; nothing changes when it is taken twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from east_ray.answers.normalization import normalise
+from tests.support import hostile
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("$17$", "17"),
+        (r"\(17\)", "17"),
+        ("17.", "17"),
+        ("**17**", "17"),
+        ("{17}", "17"),
+        (r"\text{17}", "17"),
+        (r"\$1{,}234.50", "1234.50"),
+        (r"11,\! 111,\! 111,\! 100", "11111111100"),
+        ("-27,000", "-27000"),
+        (r"\dfrac{1}{29,\!322,\!216}", r"\frac{1}{29322216}"),
+        ("12,34", "12,34"),
+        ("(1,234)", "(1,234)"),
+        ("18 dollars", "18"),
+        ("240 inches.", "240"),
+        (r"40\text{ cubic inches}", "40"),
+        (r"864 \mbox{ inches}^2", "864"),
+        (r"5\text{ m}", "5"),
+        (r"v=18\ \text{m}/\text{s}", "v=18"),
+        (r"15π square units", r"15 \pi"),
+        (r"90^{\circ}", "90"),
+        (r"\cos 58^\circ", r"\cos 58^\circ"),
+        (r"20 \%", "20%"),
+        ("20 percent of them", "20%"),
+        ("2xy", "2xy"),
+        ("5abc", "5abc"),
+        ("5 million", "5 million"),
+        ("10 a.m.", "10 am"),
+        (r"5\text{ dollars and } 20 \text{ cents}", "5 dollars and 20"),
+        (r"\left(\tfrac12,\; 3\right)", r"(\frac12,3)"),
+        (r"\\frac{1}{2}", r"\frac{1}{2}"),
+        (r"\begin{pmatrix}1\\x\end{pmatrix}", r"\begin{pmatrix}1\\x\end{pmatrix}"),
+        ("x²+y₁", "x^{2}+y_{1}"),
+        ("4√325", r"4 \sqrt{325}"),
+        ("１２", "12"),
+        (r"a \leqslant b", r"a \le b"),
+        ("9**2", "9^2"),
+        ("The area of the rectangle is 50 square units.", "50"),
+        (r"Therefore the answer is $\frac{6}{11}$.", r"\frac{6}{11}"),
+        ("The pirates dug 11 holes on the fourth day", "11"),
+        ("12000. Another problem asks for 7", "12000"),
+        ("3 red balls and 5 blue balls", "3 red balls and 5"),
+        ("the set of all real numbers", "the set of all real numbers"),
+    ],
+)
+def test_answers_are_spelled_one_way(answer: str, normal: str) -> None:
+    assert normalise(answer) == normal
+
+
+@given(st.text(max_size=80))
+def test_taking_the_normal_form_twice_changes_nothing(answer: str) -> None:
+    assert normalise(normalise(answer)) == normalise(answer)
+
+
+@given(st.text(alphabet=r"012 ,.\{}()$%^_=+-/*textfracsqrtpi°√²!&|<>", max_size=60))
+def test_taking_the_normal_form_of_something_like_latex_twice_changes_nothing(answer: str) -> None:
+    assert normalise(normalise(answer)) == normalise(answer)
+
+
+@settings(max_examples=30)
+@given(st.integers(-(10**12), 10**12), st.sampled_from(["${}$", r"\({}\)", r"\text{{{}}}", "{}.", " {} ", "{{{}}}"]))
+def test_wrapping_a_number_does_not_change_it(number: int, wrapper: str) -> None:
+    assert normalise(wrapper.format(number)) == str(number)
+
+
+def test_hostile_answers_have_a_normal_form(tmp_path: Path) -> None:
+    for answer in hostile.answers(tmp_path / "canary").values():
+        assert normalise(normalise(answer[:2_000])) == normalise(answer[:2_000])

@@ -1,0 +1,156 @@
+"""Which shards are to be done, and that what they hold can be told from their footers. No engine, no Ray."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from east_ray.answers.grading import Grader, grade_table
+from east_ray.config.sections import GradingConfig
+from east_ray.records import SAMPLES, UserError
+from east_ray.rollouts import shards
+from east_ray.rollouts.engine import question_seed
+from east_ray.runs.directory import RunDirectory
+from tests.support.rollout_runs import make_run, roll_out
+
+
+def samples(count: int, num_samples: int, text: str = r"\boxed{1}", failed: int = 0) -> pa.Table:
+    """Completions of `count` questions, the last `failed` of which have none."""
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        drawn = 0 if i >= count - failed else num_samples
+        rows.append(
+            {
+                "question_id": f"q{i}",
+                "reference": "1",
+                "prompt_hash": "",
+                "prompt_tokens": 3,
+                "completions": [text] * drawn,
+                "finish_reasons": ["length", *["stop"] * (drawn - 1)] if drawn else [],
+                "completion_tokens": list(range(1, drawn + 1)),
+                "shortfall": None if drawn else "too long",
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def grade(run: RunDirectory, index: int) -> dict[str, Any]:
+    footer = shards.read_footer(run, "samples", index)
+    assert footer is not None
+    with Grader(GradingConfig()) as grader:
+        grades = grade_table(shards.read_shard(run, "samples", index), grader)
+    return shards.write_grades(run, grades, "grades", index, footer)
+
+
+def todo(run: RunDirectory, count: int, num_samples: int | None, **keywords: bool) -> list[tuple[int, bool]]:
+    found = shards.unfinished(run, "samples", "grades", count, num_samples, **keywords)
+    return [(shard.index, shard.samples) for shard in found]
+
+
+def test_footers_hold_the_counts_of_what_was_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    written = shards.write_samples(run, samples(3, 4, failed=1), "samples", 0, 4)
+    assert written == shards.read_footer(run, "samples", 0)
+    digest = written.pop("digest")
+    assert written == {"num_samples": 4, "questions": 3, "samples": 8, "tokens": 20, "truncated": 2, "failed": 1}
+    graded = grade(run, 0)
+    assert graded == {"digest": digest, "questions": 3, "correct": 8, "incorrect": 0, "errors": 0, "unanswered": 0}
+    assert shards.read_shard(run, "samples", 0).equals(samples(3, 4, failed=1))
+
+
+def test_digest_follows_the_completions_and_nothing_else() -> None:
+    table = samples(3, 4)
+    assert shards.digest(table) == shards.digest(pa.concat_tables([table.slice(0, 1), table.slice(1)]))
+    assert shards.digest(table) == shards.digest(table.replace_schema_metadata({"a": "b"}))
+    assert len({shards.digest(t) for t in (table, samples(3, 5), samples(2, 4), samples(3, 4, text="x"))}) == 4
+
+
+def test_todo_names_what_is_missing_short_or_graded_from_other_completions(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert todo(run, 5, 4) == [(i, True) for i in range(5)]
+    for index, drawn in enumerate((4, 3, 4, 4)):
+        shards.write_samples(run, samples(2, drawn), "samples", index, drawn)
+    grade(run, 0)
+    grade(run, 3)
+    shards.write_samples(run, samples(2, 4, text="other"), "samples", 3, 4)
+    assert todo(run, 5, 4) == [(1, True), (2, False), (3, False), (4, True)]
+
+
+def test_failed_questions_are_tried_again_only_when_asked(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shards.write_samples(run, samples(2, 4, failed=1), "samples", 0, 4)
+    grade(run, 0)
+    assert todo(run, 1, 4) == []
+    assert todo(run, 1, 4, retry_failed=True) == [(0, True)]
+
+
+def test_imported_completions_are_taken_as_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shards.write_samples(run, samples(2, 7), "samples", 0, None)
+    assert todo(run, 1, None) == [(0, False)]
+    grade(run, 0)
+    assert todo(run, 1, None) == []
+
+
+def test_more_samples_than_asked_for_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shards.write_samples(run, samples(2, 8), "samples", 0, 8)
+    with pytest.raises(
+        UserError, match=r"shard-00000.parquet holds 8 samples per question.*set it to 8 or choose another"
+    ):
+        todo(run, 1, 4)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 half a file", b"PAR1" * 100])
+def test_damaged_shard_is_named_with_its_remedy(tmp_path: Path, damage: bytes) -> None:
+    run = make_run(tmp_path)
+    Path(run.path("samples")).mkdir()
+    Path(run.path("samples", "shard-00000.parquet")).write_bytes(damage)
+    for read in (shards.read_footer, shards.read_shard):
+        with pytest.raises(UserError, match=r"shard-00000.parquet is damaged .*; delete it and run the same command"):
+            read(run, "samples", 0)
+
+
+def test_shard_reads_its_questions_across_row_groups(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 23)
+    path = run.path("questions", "train.parquet")
+    pq.write_table(pq.read_table(path), path, row_group_size=4)
+    read = [
+        shards.questions_of_shard(run, "questions/train.parquet", i, 5)["question_id"].to_pylist() for i in range(5)
+    ]
+    assert [name for names in read for name in names] == [f"q{i}" for i in range(23)]
+    assert [len(names) for names in read] == [5, 5, 5, 5, 3]
+
+
+def test_number_of_samples_may_be_raised_later_and_nothing_else(tmp_path: Path) -> None:
+    stage = make_run(tmp_path).stage("samples")
+    growing = frozenset({"num_samples"})
+    settings = {"num_samples": 64, "temperature": 1.0}
+    stage.complete({}, settings)
+    assert stage.is_current({}, settings, growing)
+    assert not stage.is_current({}, {**settings, "num_samples": 128}, growing)
+    with pytest.raises(UserError, match="made with num_samples = 64, now it is 32"):
+        stage.is_current({}, {**settings, "num_samples": 32}, growing)
+    with pytest.raises(UserError, match=r"made with temperature = 1.0, now it is 0.5"):
+        stage.is_current({}, {"num_samples": 128, "temperature": 0.5}, growing)
+    stage.begin({}, {**settings, "num_samples": 128})
+    assert not stage.is_current({}, {**settings, "num_samples": 128}, growing)
+    with pytest.raises(UserError, match="made with num_samples = 128, now it is 64"):
+        stage.is_current({}, settings, growing)
+
+
+def test_greedy_with_several_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="temperature=0 draws the same completion 4 times"):
+        roll_out(make_run(tmp_path), temperature=0)
+
+
+def test_question_seeds_are_far_apart_and_depend_on_seed_round_and_question() -> None:
+    seeds = sorted({question_seed(s, r, f"q{i}") for s in range(3) for r in range(3) for i in range(1000)})
+    assert len(seeds) == 9000
+    assert min(b - a for a, b in itertools.pairwise(seeds)) > 1 << 20
+    assert all(0 <= seed < 1 << 62 for seed in seeds)

@@ -1,0 +1,116 @@
+"""The run directory: whole files or none, manifests that decide, refusals that name what changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from east_ray.records import UserError
+from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(str(tmp_path / "run"))
+
+
+def test_a_stage_is_current_only_after_its_manifest(run: RunDirectory) -> None:
+    stage = run.stage("round-00", "samples")
+    assert not stage.is_current({"questions": "a"}, {"n": 4})
+    stage.begin({"questions": "a"}, {"n": 4})
+    assert not stage.is_current({"questions": "a"}, {"n": 4})
+    stage.complete({"questions": "a"}, {"n": 4}, rows=3)
+    assert stage.is_current({"questions": "a"}, {"n": 4})
+    assert stage.manifest()["facts"] == {"rows": 3}  # type: ignore[index]
+
+
+def test_a_changed_setting_is_refused_with_its_dotted_name_and_both_ways_on(run: RunDirectory) -> None:
+    stage = run.stage("round-00", "grades")
+    stage.complete({}, {"pool": {"deadline": 5}})
+    with pytest.raises(UserError, match=r"pool\.deadline = 5, now it is 7.*run\.dir.*--restart-from verify"):
+        stage.is_current({}, {"pool": {"deadline": 7}})
+
+
+def test_a_begun_stage_refuses_other_settings_too(run: RunDirectory) -> None:
+    stage = run.stage("round-00", "samples")
+    stage.begin({}, {"n": 4})
+    with pytest.raises(UserError, match="n = 4, now it is 8"):
+        stage.is_current({}, {"n": 8})
+
+
+def test_a_changed_input_is_refused(run: RunDirectory) -> None:
+    stage = run.stage("round-00", "weights")
+    stage.complete({"grades": "a"}, {})
+    with pytest.raises(UserError, match="grades = 'a', now it is 'b'"):
+        stage.is_current({"grades": "b"}, {})
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\x00\x01", b"[1, 2"])
+def test_a_damaged_manifest_says_which_file_to_delete(run: RunDirectory, damage: bytes) -> None:
+    run.write_bytes(damage, "weights", "manifest.json")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        run.stage("weights").is_current({}, {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_directory_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot write"):
+        RunDirectory(str(tmp_path / "run")).write_bytes(b"x", "a", "b")
+
+
+def test_a_file_in_the_place_of_a_directory_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("not a directory")
+    with pytest.raises(UserError, match="cannot write"):
+        RunDirectory(str(tmp_path / "run")).write_bytes(b"x", "a", "b")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scrap(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_bytes(b"old", "file")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        run.write_bytes(b"new", "file")
+    assert run.read_bytes("file") == b"old"
+    assert run.list() == ["file"]
+
+
+def test_tables_come_back_from_one_file_or_a_directory_in_name_order(run: RunDirectory) -> None:
+    run.write_table(pa.table({"a": [1]}), "t", "shard-00000.parquet")
+    run.write_table(pa.table({"a": [2]}), "t", "shard-00001.parquet")
+    assert run.read_table("t", "shard-00001.parquet")["a"].to_pylist() == [2]
+    assert run.read_table("t")["a"].to_pylist() == [1, 2]
+
+
+def test_deleting_what_is_not_there_is_no_error(run: RunDirectory) -> None:
+    run.delete("nothing")
+    assert run.list("nothing") == []
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)))
+def test_fingerprints_ignore_key_order_and_tuples(value: dict) -> None:
+    turned = dict(reversed(list(value.items())))
+    turned = {key: tuple(item) if isinstance(item, list) else item for key, item in turned.items()}
+    assert fingerprint(value) == fingerprint(turned)
+
+
+def test_models_of_one_shape_with_other_weights_have_other_fingerprints(tmp_path: Path) -> None:
+    for name, byte in (("a", b"\x01"), ("b", b"\x02")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(byte * 100_000)
+    assert fingerprint_source(str(tmp_path / "a")) != fingerprint_source(str(tmp_path / "b"))
+    assert fingerprint_source(str(tmp_path / "a")) == fingerprint_source(str(tmp_path / "a"))
+
+
+def test_metrics_are_appended_line_by_line(run: RunDirectory) -> None:
+    run.append_metrics(step="a")
+    run.append_metrics(step="b")
+    assert run.read_bytes("metrics.jsonl").count(b"\n") == 2

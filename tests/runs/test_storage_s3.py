@@ -1,0 +1,370 @@
+"""A run directory on an S3-compatible server and on disk: whole files, kills, resume, node-local copies, clear errors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+
+from east_ray.config.sections import ModelConfig
+from east_ray.preflight.model_size import read_architecture
+from east_ray.records import UserError
+from east_ray.runs import storage
+from east_ray.runs.directory import RunDirectory, fingerprint_source
+from tests.support.ray_processes import BIN, ENVIRONMENT, short_directory
+from tests.support.small_run import artefacts, is_whole, write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def s3_port() -> Iterator[int]:
+    moto = pytest.importorskip("moto.server", reason="install the s3 extra: pip install -e '.[s3]'")
+    import boto3
+
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    client = boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", **dict.fromkeys(KEYS, "test")
+    )
+    client.create_bucket(Bucket="east")
+    yield port
+    server.stop()
+
+
+KEYS = ("aws_access_key_id", "aws_secret_access_key")
+
+
+@pytest.fixture
+def s3_environment(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server as AWS's own variables name it, for this process and those it starts."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def s3_uri(s3_environment: None) -> str:
+    return f"s3://east/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def options_uri(s3_port: int) -> str:
+    return (
+        f"s3://test:test@east/{uuid.uuid4().hex[:8]}?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{s3_port}"
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=["local", "environment", "options"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
+    if request.param == "local":
+        return RunDirectory(str(tmp_path / "run"))
+    return RunDirectory(request.getfixturevalue("s3_uri" if request.param == "environment" else "options_uri"))
+
+
+def test_what_is_written_is_read_listed_and_deleted_alike_on_disk_and_on_s3(run: RunDirectory) -> None:
+    table = pa.table({"question_id": ["a", "b"], "entropy": [0.5, 1.0]})
+    assert not run.exists("round-00")
+    assert run.list("round-00", "weights") == []
+    run.write_json({"seed": 1}, "config.json")
+    run.write_table(table, "round-00", "arms", "a=1", "shard-00001.parquet")
+    run.write_table(table, "round-00", "arms", "a=1", "shard-00000.parquet")
+    run.write_bytes(b"done", "round-00", "arms", "a=1", "manifest.json")
+    again: RunDirectory = pickle.loads(pickle.dumps(run))
+    assert again.read_json("config.json") == {"seed": 1}
+    assert again.list("round-00/arms/a=1", suffix=".parquet") == ["shard-00000.parquet", "shard-00001.parquet"]
+    assert again.read_table("round-00/arms/a=1", "shard-00000.parquet") == table
+    assert again.read_table("round-00/arms/a=1") == pa.concat_tables([table, table])
+    assert again.read_table("round-00/arms/a=1", columns=["entropy"]).column_names == ["entropy"]
+    assert again.exists("round-00/arms/a=1/manifest.json")
+    again.delete("round-00/arms/a=1")
+    again.delete("round-00/arms/a=1")
+    assert not again.exists("round-00/arms/a=1")
+    assert again.exists("config.json")
+
+
+def test_a_stage_is_complete_only_with_its_manifest_and_metrics_lines_accumulate(run: RunDirectory) -> None:
+    stage = run.stage("round-00", "weights")
+    assert not stage.is_current({"grades": "f0"}, {"exponent": 1.0})
+    stage.begin({"grades": "f0"}, {"exponent": 1.0})
+    with pytest.raises(UserError, match=r"exponent = 1\.0, now it is 2\.0"):
+        stage.is_current({"grades": "f0"}, {"exponent": 2.0})
+    stage.complete({"grades": "f0"}, {"exponent": 1.0})
+    assert stage.is_current({"grades": "f0"}, {"exponent": 1.0})
+    run.append_metrics(stage="weigh", kept=3)
+    run.append_metrics(stage="train", loss=0.1)
+    assert run.read_bytes("metrics.jsonl").count(b"\n") == 2
+
+
+def test_a_kill_while_a_stage_is_deleted_leaves_it_unfinished(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(uri: str) -> None:
+        raise KeyboardInterrupt(uri)
+
+    run.stage("samples").complete({}, {})
+    monkeypatch.setattr(storage, "delete_directory", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.delete("samples")
+    assert not run.stage("samples").is_current({}, {})
+
+
+def test_a_write_killed_half_way_leaves_the_old_file_and_nothing_beside_it(s3_uri: str) -> None:
+    run = RunDirectory(s3_uri)
+    run.write_bytes(b"old", "samples", "shard-00000.parquet")
+    script = """
+        import sys, time
+        from east_ray.runs import storage
+        filesystem, path = storage.open_filesystem(sys.argv[1])
+        stream = filesystem.open_output_stream(path)
+        stream.write(b"x" * (24 << 20))
+        print("written", flush=True)
+        time.sleep(600)
+    """
+    writer = start(script, f"{s3_uri}/samples/shard-00000.parquet")
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "written\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert run.list("samples") == ["shard-00000.parquet"]
+    assert run.read_bytes("samples", "shard-00000.parquet") == b"old"
+
+
+def test_a_stage_killed_between_two_shards_goes_on_where_it_was(s3_uri: str) -> None:
+    """Each shard is written once: the second process finds three shards, writes the other two, then the manifest."""
+    script = """
+        import sys, time
+        import pyarrow as pa
+        from east_ray.runs.directory import RunDirectory
+        run, last = RunDirectory(sys.argv[1]), int(sys.argv[2])
+        stage = run.stage("samples")
+        assert not stage.is_current({}, {"seed": 0})
+        stage.begin({}, {"seed": 0})
+        done = run.list("samples", suffix=".parquet")
+        for shard in range(5):
+            name = f"shard-{shard:05d}.parquet"
+            if name not in done:
+                run.write_table(pa.table({"shard": [shard]}), "samples", name)
+                print(name, flush=True)
+            if shard == last:
+                print("killed here", flush=True)
+                time.sleep(600)
+        stage.complete({}, {"seed": 0}, shards=5)
+    """
+    first = start(script, s3_uri, "2")
+    assert first.stdout is not None
+    written = [line.strip() for line in iter(first.stdout.readline, "killed here\n")]
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not RunDirectory(s3_uri).exists("samples", "manifest.json")
+    second = start(script, s3_uri, "-1")
+    resumed = second.communicate()[0].split()
+    assert second.returncode == 0
+    assert written == [f"shard-{shard:05d}.parquet" for shard in range(3)]
+    assert resumed == [f"shard-{shard:05d}.parquet" for shard in range(3, 5)]
+    assert RunDirectory(s3_uri).read_table("samples")["shard"].to_pylist() == [0, 1, 2, 3, 4]
+    assert RunDirectory(s3_uri).stage("samples").is_current({}, {"seed": 0})
+
+
+def test_a_model_uploaded_from_one_node_is_copied_once_to_another(s3_uri: str, cache: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "saved", weight=b"1" * (9 << 20))
+    run = RunDirectory(s3_uri)
+    run.upload(str(model), "round-00", "arms", "east", "model")
+    first = run.local_copy("round-00/arms/east/model")
+    assert contents(Path(first)) == contents(model)
+    (Path(first) / "mark").touch()  # would be gone if the second call fetched again
+    assert run.local_copy("round-00/arms/east/model") == first
+    assert (Path(first) / "mark").exists()
+
+
+def test_a_model_written_anew_is_copied_anew(s3_uri: str, cache: Path, tmp_path: Path) -> None:
+    run = RunDirectory(s3_uri)
+    run.upload(str(make_model(tmp_path / "one", weight=b"1")), "model")
+    first = run.local_copy("model")
+    run.upload(str(make_model(tmp_path / "two", weight=b"22")), "model")
+    second = run.local_copy("model")
+    assert first != second
+    assert (Path(second) / "model.safetensors").read_bytes() == b"22"
+
+
+def test_processes_that_ask_for_a_copy_at_the_same_time_all_get_a_whole_one(
+    s3_uri: str, cache: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "saved", weight=b"1" * (20 << 20))
+    RunDirectory(s3_uri).upload(str(model), "model")
+    script = """
+        import sys
+        from east_ray.runs import storage
+        print(storage.local_copy(sys.argv[1] + "/model"))
+    """
+    answers = [p.communicate()[0].strip() for p in [start(script, s3_uri) for _ in range(3)]]
+    assert len(set(answers)) == 1
+    assert contents(Path(answers[0])) == contents(model)
+    assert [path.name for path in (cache / "copies").iterdir()] == [Path(answers[0]).name]
+
+
+def test_questions_or_a_model_changed_on_the_store_have_another_fingerprint(s3_uri: str, tmp_path: Path) -> None:
+    run = RunDirectory(s3_uri)
+    run.write_bytes(b"{}", "train.jsonl")
+    run.upload(str(make_model(tmp_path / "saved", weight=b"1")), "model")
+    names = ("train.jsonl", "model")
+    before = [fingerprint_source(run.uri_of(name)) for name in names]
+    assert before == [fingerprint_source(run.uri_of(name)) for name in names]
+    run.write_bytes(b"{} ", "train.jsonl")
+    run.write_bytes(b"22", "model", "model.safetensors")
+    assert not set(before) & {fingerprint_source(run.uri_of(name)) for name in names}
+
+
+def test_old_copies_make_room_and_recent_ones_stay(
+    s3_uri: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(s3_uri)
+    copies = []
+    for name in ("old", "recent", "new"):
+        run.upload(str(make_model(tmp_path / name, weight=name.encode())), name)
+        if name != "new":
+            copies.append(Path(run.local_copy(name)))
+    long_ago = copies[0].stat().st_mtime - 2 * storage.IN_USE_SECONDS
+    os.utime(copies[0], (long_ago, long_ago))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * (not copies[0].exists())))
+    with pytest.raises(UserError, match=rf"new needs .* set {storage.CACHE_VARIABLE}"):
+        run.local_copy("new")
+    assert not copies[0].exists()
+    assert copies[1].exists()
+
+
+def test_local_directories_and_hub_names_need_no_copy(tmp_path: Path) -> None:
+    assert RunDirectory(str(tmp_path)).local_copy("model") == str(tmp_path / "model")
+    assert storage.local_copy("meta-llama/Llama-3.2-1B-Instruct") == "meta-llama/Llama-3.2-1B-Instruct"
+
+
+def test_a_model_on_the_store_is_as_big_as_its_copy_on_disk(s3_uri: str, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_architecture(ModelConfig(path=s3_uri))
+    storage.upload_directory(s3_uri, str(tiny_model))
+    assert read_architecture(ModelConfig(path=s3_uri)) == read_architecture(ModelConfig(path=str(tiny_model)))
+
+
+def test_a_model_that_is_not_there_is_named(s3_uri: str, cache: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model holds no files"):
+        RunDirectory(s3_uri).local_copy("model")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda run: run.write_json({}, "config.json"),
+        lambda run: run.stage("samples").begin({}, {}),
+        lambda run: run.append_metrics(stage="x"),
+    ],
+)
+def test_a_bucket_that_does_not_exist_is_a_user_error(action: Callable[[RunDirectory], None], s3_uri: str) -> None:
+    with pytest.raises(UserError, match=r"s3://no-such-bucket/run/\S+: .*NO_SUCH_BUCKET.*`aws s3 ls`"):
+        action(RunDirectory("s3://no-such-bucket/run"))
+
+
+def test_a_server_that_is_not_there_is_a_user_error_without_the_secret() -> None:
+    run = RunDirectory("s3://key:hush@east/run?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:1")
+    with pytest.raises(UserError, match=r"s3://east/run/config.json: .*connect") as caught:
+        run.exists("config.json")
+    assert "hush" not in str(caught.value)
+
+
+def test_an_unknown_scheme_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="Use a local path, s3://bucket/prefix or gs://bucket/prefix"):
+        RunDirectory("swift://bucket/run").exists("config.json")
+
+
+def test_a_relative_run_directory_means_the_same_for_workers_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory("runs/x")
+    monkeypatch.chdir("/")
+    assert run.path("config.json") == str(tmp_path / "runs/x/config.json")
+
+
+def test_a_submitted_job_refuses_a_relative_run_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match="relative, and this is a submitted job"):
+        RunDirectory("runs/x")
+    assert RunDirectory("s3://bucket/x/").uri == "s3://bucket/x"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_on_s3_killed_while_sampling_and_while_training_ends_as_one_on_disk_that_was_not(
+    s3_uri: str, cache: Path, tmp_path: Path
+) -> None:
+    on_disk = write_config(tmp_path / "disk.toml", str(tmp_path / "run"))
+    on_s3 = write_config(tmp_path / "s3.toml", s3_uri)
+    with short_directory() as ray_directory:
+        environment = os.environ | ENVIRONMENT | {"RAY_TMPDIR": str(ray_directory)}
+
+        def run(config: Path, killed_at: str | None = None) -> None:
+            """`east-ray run`, to its end, or killed with all its processes once the store holds such a file."""
+            command = [BIN / "east-ray", "run", str(config)]
+            driver = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+            if killed_at is None:
+                assert driver.wait() == 0
+                return
+            while not any(re.search(killed_at, info.path) for info in storage.list_files(s3_uri, recursive=True)):
+                assert driver.poll() is None, f"it ended before there was a {killed_at}"
+                time.sleep(0.2)
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+
+        run(on_disk)
+        run(on_s3, killed_at="samples/shard-.*parquet")
+        run(on_s3, killed_at="checkpoint-")
+        run(on_s3)
+    expected = artefacts(str(tmp_path / "run"))
+    assert is_whole(expected)
+    assert artefacts(s3_uri) == expected
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process of our own that prints to a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def make_model(path: Path, weight: bytes) -> Path:
+    (path / "original").mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(weight)
+    (path / "original" / "params.json").write_text('{"dim": 2}')
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}

@@ -1,0 +1,86 @@
+"""An engine without a model: completions follow from the seeds alone, and it fails where a test tells it to.
+
+Told through sampling.engine_args, which reach it as they reach vLLM:
+  directory      where it leaves one file per engine it is opened as, named by process id, and `calls` of each
+  delay_seconds  how long it works on a request
+  refuse         question ids it refuses, as vLLM refuses a prompt that is too long
+  die_on         question ids at which it kills its own process, as running out of memory would
+  stop_on        question ids at which the engine stops working while its process lives on
+  fail_start     message of the error with which it does not start
+  largest_file_bytes   files beyond this size cannot be written by its process, as on a full disk
+  shortest       whether completions are as short as can be
+  symbolic       whether answers need the graders' symbolic processes, each answer anew
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from east_ray.rollouts.engine import Completion, EngineDied, EngineSettings, Refusal, Request, Result
+
+
+class FakeEngine:
+    def __init__(self, settings: EngineSettings) -> None:
+        self._told: dict[str, Any] = settings.sampling.engine_args
+        if message := self._told.get("fail_start"):
+            raise ValueError(message)
+        self._model = settings.path
+        if limit := self._told.get("largest_file_bytes"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        if directory := self._told.get("directory"):
+            Path(directory, f"engine-{os.getpid()}").touch()
+
+    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+        results = []
+        for request in requests:
+            self._note(request.question_id)
+            results.append(self._sample(request))
+            finished(results[-1])
+        return results
+
+    def load(self, path: str) -> None:
+        self._model = path
+
+    def close(self) -> None:
+        pass
+
+    def _sample(self, request: Request) -> Result:
+        if request.question_id in self._told.get("die_on", ()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if request.question_id in self._told.get("stop_on", ()):
+            raise EngineDied("out of memory")
+        if request.question_id in self._told.get("refuse", ()):
+            return Refusal("the prompt is too long")
+        time.sleep(self._told.get("delay_seconds", 0.0))
+        if self._told.get("shortest"):
+            return [Completion(rf"\boxed{{{(request.seed + i) % 4}}}", "stop", 4) for i in range(request.num_samples)]
+        if self._told.get("symbolic"):
+            return [integral(request.seed + i) for i in range(request.num_samples)]
+        return [completion(self._model, request.seed + i) for i in range(request.num_samples)]
+
+    def _note(self, question_id: str) -> None:
+        if directory := self._told.get("directory"):
+            with open(Path(directory, "sampled"), "a") as file:
+                file.write(question_id + "\n")
+
+
+def completion(model: str, seed: int) -> Completion:
+    """What the fake model answers to one seed: a number from 0 to 3, now and then cut off, at some length."""
+    chance = random.Random(f"{Path(model).name}/{seed}")
+    answer, length = chance.randrange(4), chance.randrange(5, 40)
+    if chance.random() < 0.1:
+        return Completion("x" * length, "length", length)
+    return Completion("x" * length + rf" \boxed{{{answer}}}", "stop", length)
+
+
+def integral(seed: int) -> Completion:
+    """An answer worth 0 or 2 that is written differently for each seed and cannot be read without computing."""
+    bound, shift = 2 * (seed % 2), seed % 100_003
+    return Completion(rf"\boxed{{{shift} - {shift} + \int_0^{{{bound}}} x\,dx}}", "stop", 30)

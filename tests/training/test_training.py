@@ -1,0 +1,173 @@
+"""A training from examples to model directory: what is refused, what comes out, and that kills change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from east_ray.config.sections import ModelConfig
+from east_ray.config.training import TrainingConfig
+from east_ray.records import QUESTIONS, UserError
+from east_ray.runs.directory import RunDirectory
+from east_ray.training.export import read_tensors, weights_digest, write_model
+from east_ray.training.model_card import write_model_card
+from east_ray.training.tokens import PreparedExamples, prepare_examples
+from tests.support.training_kills import assert_same_training, start, train_with_kills
+from tests.support.training_rows import MODEL, config, examples
+
+
+def prepare(run: RunDirectory, training: TrainingConfig, column: str | None = "weight") -> PreparedExamples:
+    return prepare_examples(
+        run,
+        examples="examples/x.parquet",
+        weight_column=column,
+        questions="questions/train.parquet",
+        base_model=str(MODEL),
+        training=training,
+        model=ModelConfig(path=str(MODEL)),
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(str(tmp_path / "run"))
+
+
+def test_examples_become_the_sampled_prompt_the_completion_and_one_end_of_sequence(run: RunDirectory) -> None:
+    table = examples("dpo", 3)
+    run.write_table(table, "examples/x.parquet")
+    prepared = prepare(run, config("dpo"))
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokens = run.read_table(prepared.tokens)
+    for row, source in zip(tokens.to_pylist(), table.to_pylist(), strict=True):
+        assert tokenizer.decode(row["prompt_ids"]) == source["prompt"]
+        assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
+        for ids, text in (("chosen_ids", "chosen"), ("rejected_ids", "rejected")):
+            assert row[ids][-1] == tokenizer.eos_token_id
+            assert row[ids].count(tokenizer.eos_token_id) == 1
+            assert tokenizer.decode(row[ids][:-1]) == source[text]
+
+
+def test_a_prompt_that_was_sampled_from_other_tokens_is_refused(run: RunDirectory) -> None:
+    table = examples("sft", 3)
+    run.write_table(table, "examples/x.parquet")
+    rows = [
+        {"question_id": q, "question": "", "reference": "", "prompt": p, "prompt_token_ids": [1, 2], "prompt_hash": ""}
+        for q, p in zip(table["question_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
+    ]
+    run.write_table(pa.Table.from_pylist(rows, QUESTIONS), "questions/train.parquet")
+    with pytest.raises(UserError, match="train the model that was sampled from"):
+        prepare(run, config("sft"))
+
+
+def test_examples_longer_than_max_length_are_counted_and_refused_and_never_cut(run: RunDirectory) -> None:
+    run.write_table(examples("sft", 8), "examples/x.parquet")
+    prepared = prepare(run, config("sft"))
+    longest = max(
+        len(row["prompt_ids"]) + len(row["completion_ids"]) for row in run.read_table(prepared.tokens).to_pylist()
+    )
+    assert len(run.list("examples/tokens")) == 1
+    with pytest.raises(UserError, match=rf"1 of 8 .* set training\.max_length={longest}"):
+        prepare(run, config("sft", max_length=longest - 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.slice(0, 0), "holds no examples"),
+        (lambda table: table.drop_columns(["weight"]), "no weights 'weight'"),
+        (lambda table: with_weights(table, [1.0, float("nan"), 1.0]), "1 of 3 weights"),
+        (lambda table: with_weights(table, [1.0, None, 1.0]), "1 of 3 weights"),
+        (lambda table: with_weights(table, [1.0, -1.0, 1.0]), "1 of 3 weights"),
+        (lambda table: with_weights(table, [0.0, 0.0, 0.0]), "3 are zero"),
+    ],
+    ids=["none", "no-column", "nan", "null", "negative", "zero"],
+)
+def test_examples_without_usable_weights_are_refused(change: Any, message: str, run: RunDirectory) -> None:
+    run.write_table(change(examples("sft", 3)), "examples/x.parquet")
+    with pytest.raises(UserError, match=message):
+        prepare(run, config("sft"))
+
+
+def with_weights(table: pa.Table, weights: list[float | None]) -> pa.Table:
+    return table.set_column(table.column_names.index("weight"), "weight", pa.array(weights, pa.float64()))
+
+
+def test_no_weight_column_means_ones(run: RunDirectory) -> None:
+    run.write_table(examples("sft", 3), "examples/x.parquet")
+    assert prepare(run, config("sft"), None).weight_N.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_written_model_is_its_base_with_other_weights(dtype: str, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    target = tmp_path / "model"
+    digest = write_model(model, model.state_dict(), str(MODEL), str(target), dtype)
+
+    assert digest == weights_digest(str(target)) != weights_digest(str(MODEL))
+    assert sorted(os.listdir(target)) == sorted(os.listdir(MODEL))
+    for name in os.listdir(MODEL):
+        if name not in ("config.json", "model.safetensors"):
+            assert (target / name).read_bytes() == (MODEL / name).read_bytes()
+    loaded = AutoModelForCausalLM.from_pretrained(target)
+    assert loaded.dtype == getattr(torch, dtype)
+    for (name, mine), theirs in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs.to(mine.dtype)), name
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match=r"norm\.weight is not finite"):
+        write_model(model, model.state_dict(), str(MODEL), str(tmp_path / "model"), "float32")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_refused_with_the_way_back(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from east_ray.training.worker import SETTINGS, check_settings, settings_of
+
+    (tmp_path / SETTINGS).write_text(json.dumps(settings_of(config("sft", workers=2, zero_stage=3))))
+    job: Any = SimpleNamespace(
+        run=RunDirectory(str(tmp_path)), state="training/state", training=config("sft", workers=2, zero_stage=3)
+    )
+    check_settings(job, str(tmp_path))
+    job.training = config("sft", workers=1, zero_stage=3)
+    with pytest.raises(UserError, match=r"--set training\.workers=2, or begin .* --restart-from train"):
+        check_settings(job, str(tmp_path))
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_model(run: RunDirectory, ray_session: None) -> None:
+    training = config(
+        "sft", workers=2, micro_batch_size=2, epochs=8, checkpoint_steps=3, zero_stage=2, lora={"rank": 4}
+    )
+    run.write_table(examples("sft", 60), "examples/sft.parquet")
+    undisturbed = start(run, training, "undisturbed")
+    disturbed, killer = train_with_kills(run, training, [(0, "step")])
+    assert [rank for rank, *_ in killer.killed] == [0]
+    assert_same_training(run, undisturbed, disturbed)
+
+    assert undisturbed.proof < 1e-6
+    assert undisturbed.steps == 60
+    assert run.list("undisturbed", "training") == ["log.jsonl"]  # no checkpoints left behind
+    model = Path(run.path("undisturbed", "model"))
+    assert weights_digest(str(model)) == undisturbed.digest
+    assert {name for name, _ in read_tensors(str(model))} == {name for name, _ in read_tensors(str(MODEL))}
+    card = (model / "README.md").read_text()
+    assert "Not measured yet" in card
+    overall = {"num_questions": 1000, "accuracy": 0.403, "low": 0.373, "high": 0.434}
+    run.write_json({"overall": overall}, "undisturbed", "evaluation", "metrics.json")
+    write_model_card(run, "undisturbed/model")
+    assert "| test questions | 1000 | 40.3% | 37.3 to 43.4% |" in (model / "README.md").read_text()
