@@ -136,14 +136,14 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     from east_ray.rollouts.pools import engine_pool, quiet_ray_data, shard_row
     from east_ray.rollouts.progress import Tally
     from east_ray.rollouts.shards import Shard, count_questions, count_shards
-    from east_ray.runs.placement import beside_driver
+    from east_ray.runs.placement import on_driver_node
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
     plan = Plan(run, [JOB], model, sampling, seed, round_index, "", open_timed)
     with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)
-        dataset = engine_pool(dataset, count, plan, beside_driver(Tally))
+        dataset = engine_pool(dataset, count, plan, on_driver_node(Tally))
         assert sum(len(batch["job"]) for batch in dataset.iter_batches(batch_size=None)) == count
 
 

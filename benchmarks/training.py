@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from east_ray.training import trainers
-from east_ray.training.gradient_check import prove_weights
+from east_ray.training.gradient_check import check_weighted_gradient
 from tests.support.training_rows import MODEL, config, distance, explicit_gradient, one_step, planned
 from tests.training.test_trainers_deepspeed import CASES, NAMES, measured, run_cases
 
@@ -125,7 +125,7 @@ def measure(
 
     times: dict[str, list[float]] = {"ours": [], "stock": []}
     ready = clock()
-    prove_weights(ours)
+    check_weighted_gradient(ours)
     proof = clock() - ready
     for step in range(-3, steps):
         first = (step % 4) * 4

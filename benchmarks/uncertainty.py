@@ -24,7 +24,7 @@ from east_ray.answers.grading import Grader, grade_table
 from east_ray.config.sections import AdaptiveConfig, GradingConfig
 from east_ray.records import SAMPLES
 from east_ray.weighting.health import Health
-from east_ray.weighting.mappings import Mapping, weights
+from east_ray.weighting.mappings import WeightMapping, weights
 from east_ray.weighting.weigh import measure_table
 
 SETS = ("responses_math_ei56", "responses_gsm8k_pooled")
@@ -84,7 +84,7 @@ def print_weights(grades: pa.Table) -> None:
     print("| a | min | 10% | median | 90% | max | effective | top 1% | corr. length | token weight |\n|" + "---|" * 10)
     entropy, tokens = measures["entropy"].to_numpy()[kept], measures["mean_tokens"].to_numpy()[kept]
     for exponent in EXPONENTS:
-        weight = weights(entropy, Mapping(exponent=exponent))
+        weight = weights(entropy, WeightMapping(exponent=exponent))
         health = Health.of(weight, tokens).figures()
         spread = " | ".join(f"{q:.3f}" for q in np.quantile(weight, [0, 0.1, 0.5, 0.9, 1]))
         print(

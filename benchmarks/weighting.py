@@ -26,7 +26,7 @@ import ray
 from east_ray.records import GRADES
 from east_ray.runs import shard_tasks
 from east_ray.runs.directory import RunDirectory
-from east_ray.weighting.mappings import Mapping
+from east_ray.weighting.mappings import WeightMapping
 from east_ray.weighting.weigh import COLUMNS, fit_mappings, measure_table
 
 EXPONENTS = (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3)
@@ -70,7 +70,7 @@ class Compared:
 
 def compare(run: RunDirectory, shards: list[str]) -> Compared:
     """Read, reduce with Ray, three times in turns, so that a busy machine is as busy for one as for the other."""
-    mappings = [Mapping(exponent=exponent) for exponent in EXPONENTS]
+    mappings = [WeightMapping(exponent=exponent) for exponent in EXPONENTS]
 
     def reduce(in_process: bool) -> tuple:
         shard_tasks.IN_PROCESS = len(shards) if in_process else 0

@@ -6,7 +6,7 @@ that `import east_ray` loads nothing heavy. Whatever is not listed here may chan
     load, Config                       a run's settings
     run_algorithm, RunDirectory        Algorithm 1, and where one run keeps everything
     extract_answer, Grader             the answer in a text; verdicts and clusters of a question's answers
-    entropy, Mapping, weights          eq. 1; from measures to weights of mean 1 (eqs. 2 to 6)
+    entropy, WeightMapping, weights          eq. 1; from measures to weights of mean 1 (eqs. 2 to 6)
     write_report                       the page about a run
     UserError                          what the user can mend: the message names the thing and the remedy
 """
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from east_ray.records import UserError
     from east_ray.report.page import write_report
     from east_ray.runs.directory import RunDirectory
-    from east_ray.weighting.mappings import Mapping, entropy, weights
+    from east_ray.weighting.mappings import WeightMapping, entropy, weights
 
 __all__ = [
     "Config",
     "Grader",
-    "Mapping",
     "RunDirectory",
     "UserError",
+    "WeightMapping",
     "entropy",
     "extract_answer",
     "load",
@@ -46,7 +46,7 @@ _HOME = {
     "records": ("UserError",),
     "report.page": ("write_report",),
     "runs.directory": ("RunDirectory",),
-    "weighting.mappings": ("Mapping", "entropy", "weights"),
+    "weighting.mappings": ("WeightMapping", "entropy", "weights"),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from east_ray.config.load import Arm, Config
 from east_ray.runs.steps import Part
-from east_ray.weighting.mappings import Mapping
+from east_ray.weighting.mappings import WeightMapping
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Group:
         return f"round-{self.t:02d}" if self.t == 0 else f"round-{self.t:02d}/arms/{self.arms[0].name}"
 
 
-def mappings_of(config: Config, arms: Sequence[Arm]) -> list[Mapping]:
+def mappings_of(config: Config, arms: Sequence[Arm]) -> list[WeightMapping]:
     """The different weight columns that these arms train with, sorted by name."""
     return sorted({weight_mapping(config, arm) for arm in arms}, key=lambda mapping: mapping.column)
 
 
-def weight_mapping(config: Config, arm: Arm) -> Mapping:
+def weight_mapping(config: Config, arm: Arm) -> WeightMapping:
     """How an arm maps uncertainty to weights, hence which column it trains with."""
     w = config.for_arm(arm).weighting
-    return Mapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
+    return WeightMapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
 
 
 def losses_of(config: Config, arms: Sequence[Arm]) -> list[str]:

@@ -72,7 +72,7 @@ def import_file(config: Config, file: str) -> None:
             logger.info("%s was already imported", file)
             return
         part.begin()
-        with part.undone_by_a_user_error():
+        with part.discard_on_user_error():
             summary = import_samples(
                 run,
                 file,

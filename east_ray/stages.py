@@ -33,14 +33,14 @@ def prepare(run: RunDirectory, config: Config) -> Step:
     )
 
     def work(_: Sequence[Part]) -> list[Any]:
-        from east_ray.evaluation.summary import foresight
+        from east_ray.evaluation.summary import detectable_differences
 
-        with part.undone_by_a_user_error():
+        with part.discard_on_user_error():
             summary = questions.prepare(
                 run, part.stage.name, questions=config.questions, model=config.model, seed=config.run.seed
             )
         if summary.test:
-            logger.info("%s", foresight(summary.test, config.evaluation.confidence))
+            logger.info("%s", detectable_differences(summary.test, config.evaluation.confidence))
         return [summary]
 
     return Step("questions", [part], work)
@@ -59,7 +59,7 @@ def sample(run: RunDirectory, config: Config, groups: Sequence[Group], questions
                 "dtype": config.model.dtype,
             },
             needs={"questions": questions.parts[0], **group.policy.needs},
-            growing=frozenset({"num_samples"}),
+            extendable=frozenset({"num_samples"}),
         )
         for group in groups
     ]

@@ -18,9 +18,9 @@ from east_ray.config.sections import GradingConfig, SelectionConfig, WeightingCo
 from east_ray.records import CORRECT, GRADES, INCORRECT
 from east_ray.runs.directory import RunDirectory
 from east_ray.training import trainers
-from east_ray.training.gradient_check import WeightsNotExact, prove_weights
+from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from east_ray.weighting import weigh
-from east_ray.weighting.mappings import Mapping
+from east_ray.weighting.mappings import WeightMapping
 from tests.support.graded import grades_row
 from tests.support.rollout_runs import content, make_run, roll_out
 from tests.support.training_rows import config, planned, trainer
@@ -40,12 +40,12 @@ def run_block(name: str) -> dict[str, Any]:
 def registries() -> Iterator[None]:
     """What a block enters into the package is taken out again."""
     kept = [(holder, type(holder)(holder)) for holder in (weigh.MEASURE_FUNCTIONS, trainers.TRAINERS)]
-    readers, loss_types = list(canonical.READERS), set(trainers.LOSS_TYPES)
+    readers, loss_types = list(canonical.PARSERS), set(trainers.LOSS_TYPES)
     yield
     for holder, before in kept:
         holder.clear()
         holder.update(before)  # type: ignore[arg-type]
-    canonical.READERS[:] = readers
+    canonical.PARSERS[:] = readers
     trainers.LOSS_TYPES.intersection_update(loss_types)
 
 
@@ -64,7 +64,7 @@ def test_a_new_measure_is_weighed_like_the_papers(tmp_path: Path) -> None:
         run,
         grades="grades",
         output="weights",
-        mappings=[Mapping("disagreement", exponent=2)],
+        mappings=[WeightMapping("disagreement", exponent=2)],
         selection=SelectionConfig(),
         weighting=WeightingConfig(),
     )
@@ -103,7 +103,7 @@ def test_a_new_loss_passes_the_start_up_proof_and_trains(tmp_path: Path) -> None
     rows, plan, weights = planned("dpo", 8, training)
     made = trainer(rows, plan, weights, training, tmp_path)
     assert made.args.loss_type == ["hinge"]
-    prove_weights(made)
+    check_weighted_gradient(made)
     made.train()
     assert made.state.log_history[0]["weighted_loss"] == pytest.approx(1, abs=1e-3)  # no margin before the first step
 
@@ -113,8 +113,8 @@ def test_a_formula_that_is_not_the_loss_is_found_by_the_proof(tmp_path: Path) ->
     defined["WeightedHingeTrainer"].example_losses = trainers.WeightedTrainer.example_losses  # DPO's, not hinge's
     training = config("dpo", max_steps=1)
     made = trainer(*planned("dpo", 8, training), training, tmp_path)
-    with pytest.raises(WeightsNotExact):
-        prove_weights(made)
+    with pytest.raises(WeightedGradientError):
+        check_weighted_gradient(made)
 
 
 def test_a_new_engine_serves_rollouts_and_what_it_refuses_is_recorded(ray_session: None, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from east_ray.config.load import Config, from_dict
 from east_ray.examples.choice import drop_codes
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
-from east_ray.weighting.mappings import Mapping, entropy, weights
+from east_ray.weighting.mappings import WeightMapping, entropy, weights
 
 WAYS = (("canonical", "cluster"), ("canonical", "ignore"), ("string", "cluster"), ("string", "ignore"))
 TOP_SHARE = 0.1
@@ -171,7 +171,7 @@ def _compare(way: tuple[str, str], sizes: list[list[int]], own_sizes: list[list[
     """Entropies and weights of the kept questions, clustered one way, beside those of the run's own way."""
     entropy_Q = np.array([entropy(row) for row in sizes])
     own_entropy_Q = np.array([entropy(row) for row in own_sizes])
-    weight_Q, own_weight_Q = (weights(values, Mapping(mapping="mean")) for values in (entropy_Q, own_entropy_Q))
+    weight_Q, own_weight_Q = (weights(values, WeightMapping(mapping="mean")) for values in (entropy_Q, own_entropy_Q))
     varies = np.ptp(entropy_Q) > 0 and np.ptp(own_entropy_Q) > 0
     top, own_top = (_top(values) for values in (entropy_Q, own_entropy_Q))
     return Way(
@@ -186,6 +186,6 @@ def _compare(way: tuple[str, str], sizes: list[list[int]], own_sizes: list[list[
 
 
 def _top(values: np.ndarray) -> set[int]:
-    """Positions of the largest tenth (at least one); earlier ones first among equals."""
+    """PlannedDataset of the largest tenth (at least one); earlier ones first among equals."""
     count = max(1, round(TOP_SHARE * len(values)))
     return set(np.argsort(-values, kind="stable")[:count].tolist())

@@ -18,7 +18,7 @@ RESAMPLES = 200  # bootstrap resamples per question
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GradedArrays:
     """Questions with their completions in the order drawn: Q questions, N the most completions of any.
 
     `cluster_Q_N` is -1 where a completion is ignored or there is none; `total_Q` counts completions.
@@ -30,13 +30,13 @@ class Drawn:
     incorrect_Q_N: np.ndarray
     total_Q: np.ndarray
 
-    def where(self, chosen_Q: np.ndarray) -> Drawn:
+    def where(self, chosen_Q: np.ndarray) -> GradedArrays:
         """Only the questions for which `chosen_Q` is true."""
         ids = [name for name, chosen in zip(self.ids, chosen_Q, strict=True) if chosen]
         arrays = (self.cluster_Q_N, self.correct_Q_N, self.incorrect_Q_N, self.total_Q)
-        return Drawn(ids, *(array[chosen_Q] for array in arrays))
+        return GradedArrays(ids, *(array[chosen_Q] for array in arrays))
 
-    def shuffled(self, rng: np.random.Generator) -> Drawn:
+    def shuffled(self, rng: np.random.Generator) -> GradedArrays:
         """Each question's completions in a random order of their own; the empty places stay at the end."""
         key_Q_N = rng.random(self.cluster_Q_N.shape)
         key_Q_N[np.arange(key_Q_N.shape[1]) >= self.total_Q[:, None]] = 2.0
@@ -45,15 +45,15 @@ class Drawn:
             np.take_along_axis(array, order, axis=1)
             for array in (self.cluster_Q_N, self.correct_Q_N, self.incorrect_Q_N)
         )
-        return Drawn(self.ids, cluster, correct, incorrect, self.total_Q)
+        return GradedArrays(self.ids, cluster, correct, incorrect, self.total_Q)
 
-    def part(self, start: int, stop: int | np.ndarray) -> Drawn:
+    def part(self, start: int, stop: int | np.ndarray) -> GradedArrays:
         """Completions [start, stop) of every question; `stop` may differ by question."""
         place_N = np.arange(self.cluster_Q_N.shape[1])
         inside = (place_N >= start) & (place_N < np.reshape(stop, (-1, 1)))
         total_Q = np.minimum(self.total_Q, stop) - start
         cluster_Q_N = np.where(inside, self.cluster_Q_N, -1)
-        return Drawn(self.ids, cluster_Q_N, self.correct_Q_N & inside, self.incorrect_Q_N & inside, total_Q)
+        return GradedArrays(self.ids, cluster_Q_N, self.correct_Q_N & inside, self.incorrect_Q_N & inside, total_Q)
 
     def counts(self) -> np.ndarray:
         """Completions per question and cluster, shape (Q, clusters)."""
@@ -71,7 +71,7 @@ class Drawn:
         return np.logical_and(solved_Q, np.any(self.incorrect_Q_N, axis=1)) if keep == "mixed" else np.asarray(solved_Q)
 
 
-def gather(rows: Sequence[dict[str, Any]]) -> Drawn:
+def gather(rows: Sequence[dict[str, Any]]) -> GradedArrays:
     """GRADES rows (question_id, clusters, verdicts) side by side, padded to the longest."""
     total_Q = np.array([len(row["clusters"]) for row in rows], dtype=np.int64)
     shape = (len(rows), int(total_Q.max(initial=0)))
@@ -82,7 +82,7 @@ def gather(rows: Sequence[dict[str, Any]]) -> Drawn:
         cluster_Q_N[i, :n] = row["clusters"]
         correct_Q_N[i, :n] = [verdict == CORRECT for verdict in row["verdicts"]]
         incorrect_Q_N[i, :n] = [verdict == INCORRECT for verdict in row["verdicts"]]
-    return Drawn([row["question_id"] for row in rows], cluster_Q_N, correct_Q_N, incorrect_Q_N, total_Q)
+    return GradedArrays([row["question_id"] for row in rows], cluster_Q_N, correct_Q_N, incorrect_Q_N, total_Q)
 
 
 def plug_in_entropy(count_Q_K: np.ndarray) -> np.ndarray:

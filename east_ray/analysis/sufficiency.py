@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from east_ray import figures, png
-from east_ray.analysis.subsamples import Drawn, entropy_intervals, gather, plug_in_entropy
+from east_ray.analysis.subsamples import GradedArrays, entropy_intervals, gather, plug_in_entropy
 from east_ray.config.load import from_dict
 from east_ray.config.sections import AdaptiveConfig
 from east_ray.records import UserError
@@ -121,7 +121,7 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
     return replace(found, figure=run.uri_of("report", "sufficiency.png"))
 
 
-def assess(drawn: Drawn, keep: str, adaptive: AdaptiveConfig, *, seed: int = 0) -> Sufficiency:
+def assess(drawn: GradedArrays, keep: str, adaptive: AdaptiveConfig, *, seed: int = 0) -> Sufficiency:
     """The whole answer from questions in memory. UserError when there is too little to divide."""
     num_samples = int(np.quantile(drawn.total_Q, 0.05)) if len(drawn.ids) else 0
     drawn = drawn.where(drawn.total_Q >= num_samples)
@@ -202,7 +202,7 @@ def figure(found: Sufficiency) -> figures.Plot:
     )
 
 
-def _read(run: RunDirectory, grades: str, shards: Sequence[str]) -> Drawn:
+def _read(run: RunDirectory, grades: str, shards: Sequence[str]) -> GradedArrays:
     """At most about MAX_QUESTIONS questions, from shards spread evenly."""
     first = run.read_table(grades, shards[0], columns=COLUMNS)
     wanted = min(len(shards), max(1, MAX_QUESTIONS // max(len(first), 1)))
@@ -210,7 +210,7 @@ def _read(run: RunDirectory, grades: str, shards: Sequence[str]) -> Drawn:
     return gather([row for name in chosen for row in run.read_table(grades, name, columns=COLUMNS).to_pylist()])
 
 
-def _compare(part: Drawn, whole: Drawn, size: int, keep: str) -> CurvePoint:
+def _compare(part: GradedArrays, whole: GradedArrays, size: int, keep: str) -> CurvePoint:
     few, many = part.counts(), whole.counts()
     plain = plug_in_entropy(few), plug_in_entropy(many)
     corrected = _corrected(few), _corrected(many)
@@ -233,7 +233,7 @@ def _mean(found: Sequence[T]) -> T:
     return type(found[0])(*values)
 
 
-def _replay(drawn: Drawn, kept_Q: np.ndarray, keep: str, adaptive: AdaptiveConfig) -> Replay:
+def _replay(drawn: GradedArrays, kept_Q: np.ndarray, keep: str, adaptive: AdaptiveConfig) -> Replay:
     """What adaptive sampling would have drawn of these completions: the budget over all questions, the rest over kept ones."""
     used_Q = np.zeros(len(drawn.ids), dtype=np.int64)
     most = int(drawn.total_Q.max())

@@ -16,28 +16,28 @@ from dataclasses import replace
 from fractions import Fraction
 
 from east_ray.answers.latex import MAX_CHARS, evaluate
-from east_ray.answers.meaning import Meaning, compound, leaf, set_of
+from east_ray.answers.meaning import CanonicalAnswer, compound, leaf, set_of
 from east_ray.answers.normalization import words_in
-from east_ray.answers.values import Unreadable, divide, fingerprint, scale_free, subtract
+from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, subtract
 
 
-def read(normal: str) -> Meaning | None:
+def read(normal: str) -> CanonicalAnswer | None:
     """The meaning of an answer in normal form; None when any part of it is not understood.
 
     What is not understood and has words in it, or is longer than formulas are, is a text: it means itself.
     """
     try:
         return _read(normal)
-    except Unreadable:
+    except ParseError:
         is_text = len(normal) > MAX_CHARS or words_in(normal)
-        return Meaning(f"text {normal.casefold()}") if is_text else None
+        return CanonicalAnswer(f"text {normal.casefold()}") if is_text else None
 
 
-def _read(text: str) -> Meaning:
+def _read(text: str) -> CanonicalAnswer:
     text = text.strip()
     if _INTEGER.fullmatch(text):
         return leaf(Fraction(int(text)), text)
-    for reader in READERS:
+    for reader in PARSERS:
         if meaning := reader(text):
             return meaning
     value = evaluate(text)
@@ -59,20 +59,20 @@ _WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?:[ '-][A-Za-z]+)+|no|on|up|in")
 _FUNCTION_NAME = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|sin|cos|tan|sec|csc|cot|log|ln|exp)(?![a-z]{2})")
 
 
-def _numeral(text: str) -> Meaning | None:
+def _numeral(text: str) -> CanonicalAnswer | None:
     """A numeral in another base: 10_2 is not the answer 2."""
     match = _NUMERAL.fullmatch(text)
     if match is None:
         return None
     sign, digits, base = match.groups()
-    return _read(sign + digits) if base == "10" else Meaning(f"numeral {sign}{digits.upper()} base {base}")
+    return _read(sign + digits) if base == "10" else CanonicalAnswer(f"numeral {sign}{digits.upper()} base {base}")
 
 
-def _words(text: str) -> Meaning | None:
+def _words(text: str) -> CanonicalAnswer | None:
     """Letters only, at least two: Monday, no solution. A single letter is a variable, or a choice: (A) and A agree."""
     if not _WORDS.fullmatch(text) or _FUNCTION_NAME.search(text):
         return None
-    return Meaning(f"words {' '.join(text.casefold().split())}")
+    return CanonicalAnswer(f"words {' '.join(text.casefold().split())}")
 
 
 _SEPARATOR = r"(?:[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
@@ -80,11 +80,11 @@ _INEQUALITY = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
 _ASSIGNED = re.compile(r" ?([A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?)=")
 
 
-def _list(text: str) -> Meaning | None:
+def _list(text: str) -> CanonicalAnswer | None:
     """Several answers, in any order; assignments to different names (x=1, y=2) stay with them, inequalities are a union."""
     parts = [part for part in _split(text, _SEPARATOR)[0] if part.strip()]
     if not parts:
-        raise Unreadable("nothing but commas")
+        raise ParseError("nothing but commas")
     if len(parts) == 1:
         return None if parts[0] == text else _read(parts[0])
     meanings = [_read(part) for part in parts]
@@ -94,7 +94,7 @@ def _list(text: str) -> Meaning | None:
     in_order = frozenset({f"({','.join(meaning.key for meaning in meanings)})"})
     if len(set(names)) == len(parts):
         named = sorted(f"{name}={meaning.key}" for name, meaning in zip(names, meanings, strict=True))
-        return Meaning("{" + ",".join(named) + "}", also=in_order)
+        return CanonicalAnswer("{" + ",".join(named) + "}", also=in_order)
     return set_of(meanings, in_order)
 
 
@@ -109,7 +109,7 @@ def _is_name(text: str) -> bool:
     return _NAME.fullmatch(text.strip()) is not None and not _FUNCTION_NAME.search(text)
 
 
-def _relation(text: str) -> Meaning | None:
+def _relation(text: str) -> CanonicalAnswer | None:
     sides, signs = _split(text, _RELATION)
     if not signs:
         return None
@@ -128,7 +128,7 @@ def _relation(text: str) -> Meaning | None:
     return _inequality(sides, signs)
 
 
-def _equation(sides: list[str]) -> Meaning:
+def _equation(sides: list[str]) -> CanonicalAnswer:
     """x=2 means 2; 100-98=2 and other chains mean their last side; 2x+y=3 means all its multiples."""
     if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
         sides = sides[::-1]
@@ -137,54 +137,54 @@ def _equation(sides: list[str]) -> Meaning:
         return _read(last)
     try:
         difference = subtract(evaluate(first), evaluate(last))
-    except Unreadable:
+    except ParseError:
         difference = Fraction(0)
     shape = scale_free(difference, signed=False)
     if _is_name(first) or shape is None:
         meaning = _read(last)
         return meaning if shape is None else replace(meaning, also=meaning.also | {f"equation {shape}"})
-    return Meaning(f"equation {shape}", conclusion=_read(last).key)
+    return CanonicalAnswer(f"equation {shape}", conclusion=_read(last).key)
 
 
-def _inequality(sides: list[str], signs: list[str]) -> Meaning:
+def _inequality(sides: list[str], signs: list[str]) -> CanonicalAnswer:
     """A name between constants means the interval; anything else its differences, up to positive factors."""
     if set(signs) <= {">", "\\ge"}:
         sides, signs = sides[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in reversed(signs)]
     if not set(signs) <= {"<", "\\le"}:
-        raise Unreadable("mixed relations")
+        raise ParseError("mixed relations")
     values = [evaluate(side) for side in sides]
     differences = [scale_free(subtract(b, a), signed=True) for a, b in itertools.pairwise(values)]
     if None in differences:
-        raise Unreadable("an inequality between constants")
+        raise ParseError("an inequality between constants")
     key = "inequality " + ",".join(f"{sign} {difference}" for sign, difference in zip(signs, differences, strict=True))
     if len(sides) == 2 and _is_name(sides[0]):
         sides, signs = ["-\\infty", *sides], ["<", *signs]
     elif len(sides) == 2 and _is_name(sides[1]):
         sides, signs = [*sides, "\\infty"], [*signs, "<"]
     if len(sides) != 3 or not _is_name(sides[1]):
-        return Meaning(key)
+        return CanonicalAnswer(key)
     low, high = _read(sides[0]), _read(sides[2])
     form = ("(" if signs[0] == "<" else "[") + "{}" + (")" if signs[1] == "<" else "]")
     return compound(form, [low, high], also=frozenset({key}))
 
 
-def _ratio(text: str) -> Meaning | None:
+def _ratio(text: str) -> CanonicalAnswer | None:
     parts, signs = _split(text, ":")
     if len(parts) == 2 and _is_name(parts[0]):
         return _read(parts[1])
     return compound("ratio {}", [leaf(evaluate(part), part) for part in parts]) if signs else None
 
 
-def _union(text: str) -> Meaning | None:
+def _union(text: str) -> CanonicalAnswer | None:
     parts, signs = _split(text, r"\\cup(?![A-Za-z])")
     return compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
 
 
-_EMPTY = Meaning("{}")
+_EMPTY = CanonicalAnswer("{}")
 _CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
 
 
-def _bracketed(text: str) -> Meaning | None:
+def _bracketed(text: str) -> CanonicalAnswer | None:
     """Tuples, points and intervals keep their order; with three or more elements the kind of bracket says nothing."""
     if text == "\\emptyset":
         return _EMPTY
@@ -197,7 +197,7 @@ def _bracketed(text: str) -> Meaning | None:
         return _EMPTY
     try:
         parts, signs = _split(inside, "[,;]")
-    except Unreadable:
+    except ParseError:
         return None  # the first bracket is not closed by the last: (x+1)(x-1)
     if opening == "\\{":
         return set_of([_read(part) for part in parts])
@@ -212,7 +212,7 @@ _MATRIX = re.compile(
 )
 
 
-def _matrix(text: str) -> Meaning | None:
+def _matrix(text: str) -> CanonicalAnswer | None:
     """Rows of cells, whatever the brackets; a column may also be given as a tuple."""
     match = _MATRIX.fullmatch(text)
     if match is None:
@@ -225,7 +225,7 @@ def _matrix(text: str) -> Meaning | None:
     return compound(f"matrix {widths} {{}}", cells, also=column)
 
 
-def _plus_minus(text: str) -> Meaning | None:
+def _plus_minus(text: str) -> CanonicalAnswer | None:
     if "\\pm" not in text and "\\mp" not in text:
         return None
     upper = text.replace("\\pm", "+").replace("\\mp", "-")
@@ -233,7 +233,7 @@ def _plus_minus(text: str) -> Meaning | None:
     return set_of([_read(upper), _read(lower)])
 
 
-def _percentage(text: str) -> Meaning | None:
+def _percentage(text: str) -> CanonicalAnswer | None:
     """27% is the answer 27, as datasets write it, and may be recognised as 0.27."""
     if not text.endswith("%"):
         return None
@@ -253,7 +253,7 @@ def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:
         elif match.lastgroup == "closing":
             depth -= 1
             if depth < 0:
-                raise Unreadable("unbalanced brackets")
+                raise ParseError("unbalanced brackets")
         elif depth == 0:
             parts.append(text[start : match.start()])
             signs.append(token)
@@ -267,6 +267,6 @@ def _scanner(pattern: str) -> re.Pattern[str]:
 
 
 # Tried in this order, before arithmetic: each gives the meaning of a text in normal form, or None where it is not its kind.
-READERS: list[Callable[[str], Meaning | None]] = [
+PARSERS: list[Callable[[str], CanonicalAnswer | None]] = [
     _numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from east_ray.answers.canonical import read
 from east_ray.answers.extraction import Extraction, extract_answer
-from east_ray.answers.meaning import Meaning, agree
+from east_ray.answers.meaning import CanonicalAnswer, agree
 from east_ray.answers.normalization import normalise
 from east_ray.answers.sandbox import Sandbox
 from east_ray.config.sections import GradingConfig
@@ -50,7 +50,7 @@ class _Read:
     """An answer read once: its normal form and its meaning (None: only the sandbox can tell)."""
 
     normal: str
-    meaning: Meaning | None
+    meaning: CanonicalAnswer | None
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _by_reading(written_reference: str, written: str, reference: _Read, answer: 
     return _CORRECT if agree(reference.meaning, answer.meaning) else Judgement(INCORRECT, answer.meaning.key)
 
 
-def _by_algebra(normal: str, reference: Meaning | None, outcome: Any) -> Judgement:
+def _by_algebra(normal: str, reference: CanonicalAnswer | None, outcome: Any) -> Judgement:
     """The judgement from what the sandbox found: nothing at all where a limit was hit."""
     if outcome is None:
         return Judgement(ERROR, f"undecided {normal}")

@@ -1,6 +1,6 @@
 r"""Reads a LaTeX expression and computes its value: a recursive-descent reader that always ends; no sympy, no eval.
 
-It computes as it reads (`arithmetic.py`), so there is no tree. What is not understood raises `Unreadable`: length and
+It computes as it reads (`arithmetic.py`), so there is no tree. What is not understood raises `ParseError`: length and
 nesting are bounded, and each character is read a bounded number of times.
 """
 
@@ -12,24 +12,24 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from east_ray.answers import values as ar
-from east_ray.answers.values import Unreadable, Value
+from east_ray.answers.values import ParseError, Value
 
 MAX_CHARS = 500  # MATH's longest reference has 159
 MAX_NESTING = 30
 
 
 def evaluate(text: str) -> Value:
-    """Value of a whole expression; Unreadable when any part of the text is not understood."""
+    """Value of a whole expression; ParseError when any part of the text is not understood."""
     if len(text) > MAX_CHARS or _DERIVATIVE.search(text):
-        raise Unreadable("too long, or calculus")
+        raise ParseError("too long, or calculus")
     reader = _Reader(text)
     try:
         value = reader.sum()
         if reader.peek():
-            raise Unreadable(f"what is {reader.rest()!r}?")
-        return ar.settle(value)
+            raise ParseError(f"what is {reader.rest()!r}?")
+        return ar.simplify(value)
     except (ArithmeticError, ValueError) as error:
-        raise Unreadable(str(error)) from None
+        raise ParseError(str(error)) from None
 
 
 _DERIVATIVE = re.compile(r"\\frac ?\{ ?d")
@@ -82,12 +82,12 @@ class _Reader:
 
     def expect(self, token: str) -> None:
         if not self.take(token):
-            raise Unreadable(f"expected {token!r} before {self.rest()!r}")
+            raise ParseError(f"expected {token!r} before {self.rest()!r}")
 
     def sum(self) -> Value:
         self._depth += 1
         if self._depth > MAX_NESTING:
-            raise Unreadable("nested too deeply")
+            raise ParseError("nested too deeply")
         value = self.signed(self.product)
         while (sign := self.peek()) in ("+", "-"):
             self._at += 1
@@ -144,7 +144,7 @@ class _Reader:
         """What follows ^: a group, or one atom with its sign. 10^20 is read as people write it, not as TeX does."""
         self._depth += 1
         if self._depth > MAX_NESTING:
-            raise Unreadable("nested too deeply")
+            raise ParseError("nested too deeply")
         value = self.signed(self.factor)
         self._depth -= 1
         return value
@@ -172,7 +172,7 @@ class _Reader:
             return self.named(command)
         if token.isascii() and token.isalpha():
             return self.letters(token)
-        raise Unreadable(f"what is {self.rest()!r}?")
+        raise ParseError(f"what is {self.rest()!r}?")
 
     def number(self) -> Value:
         """Digits, a decimal, a repeating decimal (0.1\\overline{6}), 1.5e3, a mixed number (2\\frac{1}{3})."""
@@ -180,7 +180,7 @@ class _Reader:
         assert match is not None
         whole, point, decimals, repeat = (group or "" for group in match.groups())
         if not (whole or decimals or repeat):
-            raise Unreadable("a point is no number")
+            raise ParseError("a point is no number")
         self._at = match.end()
         value: Value = Fraction(int(whole + decimals or "0"), 10 ** len(decimals))
         if repeat:
@@ -222,7 +222,7 @@ class _Reader:
             return self.function(name)
         if name in _SYMBOLS:
             return ar.variable(name + self.subscript())
-        raise Unreadable(f"a {name!r} out of place")
+        raise ParseError(f"a {name!r} out of place")
 
     def argument(self) -> Value:
         """An argument of a command: a group, a command, or a single digit or letter."""
@@ -262,7 +262,7 @@ class _Reader:
                 return self.named(run[:end])
         in_order = all(ord(right) - ord(left) == 1 for left, right in itertools.pairwise(run))
         if run.lower() in _SHORT_WORDS or (len(run) > 2 and not in_order):
-            raise Unreadable(f"the word {run!r}")
+            raise ParseError(f"the word {run!r}")
         self._at += 1
         return self.letter(run[0])
 

@@ -15,7 +15,7 @@ import math_verify
 import sympy
 from math_verify import LatexExtractionConfig
 
-from east_ray.answers.values import Unreadable, fingerprint, from_digits, settle, variable
+from east_ray.answers.values import ParseError, fingerprint, from_digits, simplify, variable
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
@@ -65,8 +65,8 @@ def _key(answer: str) -> str | None:
     if not expressions:
         return None
     try:
-        return fingerprint(settle(_value(expressions[0].doit())))
-    except (Unreadable, ArithmeticError, TypeError, ValueError, AttributeError):
+        return fingerprint(simplify(_value(expressions[0].doit())))
+    except (ParseError, ArithmeticError, TypeError, ValueError, AttributeError):
         return None
 
 

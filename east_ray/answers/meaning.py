@@ -14,7 +14,7 @@ from east_ray.answers.values import Value, fingerprint, is_rounded
 
 
 @dataclass(frozen=True)
-class Meaning:
+class CanonicalAnswer:
     r"""`key` is the meaning. The rest serves the comparison of an answer with a reference.
 
     `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order).
@@ -32,7 +32,7 @@ class Meaning:
     spellings: tuple[str, ...] = ()
 
 
-def agree(reference: Meaning, answer: Meaning) -> bool:
+def agree(reference: CanonicalAnswer, answer: CanonicalAnswer) -> bool:
     """Does the answer mean the reference, exactly or as a decimal close enough to it?"""
     if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
         return True
@@ -68,15 +68,15 @@ def _is_rounded(exact: Value, spelling: str) -> bool:
     return is_rounded(exact, written, max(Fraction(1, 10 ** len(decimals)), abs(written) / 10**12))
 
 
-def leaf(value: Value, spelling: str) -> Meaning:
+def leaf(value: Value, spelling: str) -> CanonicalAnswer:
     """The meaning of one value, written as `spelling`."""
-    return Meaning(fingerprint(value), shape="#", numbers=(value,), spellings=(spelling,))
+    return CanonicalAnswer(fingerprint(value), shape="#", numbers=(value,), spellings=(spelling,))
 
 
-def compound(form: str, parts: Sequence[Meaning], *, ordered: bool = True, **fields: object) -> Meaning:
+def compound(form: str, parts: Sequence[CanonicalAnswer], *, ordered: bool = True, **fields: object) -> CanonicalAnswer:
     """A meaning made of parts; `form` has one {} for all of them, joined by commas."""
     keys = [part.key for part in parts]
-    return Meaning(
+    return CanonicalAnswer(
         form.format(",".join(keys if ordered else sorted(keys))),
         shape=form.format(",".join(part.shape for part in parts)),
         numbers=tuple(number for part in parts for number in part.numbers),
@@ -85,7 +85,7 @@ def compound(form: str, parts: Sequence[Meaning], *, ordered: bool = True, **fie
     )
 
 
-def set_of(elements: Sequence[Meaning], also: frozenset[str] = frozenset()) -> Meaning:
+def set_of(elements: Sequence[CanonicalAnswer], also: frozenset[str] = frozenset()) -> CanonicalAnswer:
     """The set of some elements, of which those that are sets give theirs; a single element is just that element."""
     members = tuple(sorted({key for element in elements for key in element.members or (element.key,)}))
     key = "{" + ",".join(members) + "}" if len(elements) > 1 else members[0]

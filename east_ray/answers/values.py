@@ -3,7 +3,7 @@
 A value is a Fraction; a real or complex number to 40 digits; or, when it depends on variables, one number per fixed
 point. Equal expressions have equal values at the points, and different ones have different values but for a chance
 below 1e-15 (Schwartz-Zippel), so `fingerprint` is a canonical key. Every operation is bounded in time: magnitudes past
-the limits raise `Unreadable`.
+the limits raise `ParseError`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NEGLIGIBLE = _CONTEXT.mpf(10) ** -28
 Value: TypeAlias = Any
 
 
-class Unreadable(ValueError):
+class ParseError(ValueError):
     """No expression in our grammar, or one whose value is out of bounds."""
 
 
@@ -51,10 +51,10 @@ def scale_free(value: Value, *, signed: bool) -> str | None:
     if not isinstance(value, tuple) or not value[0]:
         return None
     unit = absolute(value[0]) if signed else value[0]
-    return fingerprint(tuple(None if number is None else settle(divide(number, unit)) for number in value))
+    return fingerprint(tuple(None if number is None else simplify(divide(number, unit)) for number in value))
 
 
-def settle(value: Value) -> Value:
+def simplify(value: Value) -> Value:
     """The simplest form of a value: constant where it does not vary, real where not complex, exact where rational."""
     if not isinstance(value, tuple):
         return _simplest(value)
@@ -126,7 +126,7 @@ def _apply(function: Callable[..., Any], numbers: tuple[Any, ...]) -> Any:
         bits = result.numerator.bit_length() + result.denominator.bit_length()
         return result if bits <= MAX_EXACT_BITS else _CONTEXT.convert(result)
     if not _CONTEXT.isfinite(result):
-        raise Unreadable("not finite")
+        raise ParseError("not finite")
     return result
 
 
@@ -135,7 +135,7 @@ def add(left: Value, right: Value) -> Value:
 
 
 def subtract(left: Value, right: Value) -> Value:
-    return settle(_each(lambda a, b: a - b, left, right))
+    return simplify(_each(lambda a, b: a - b, left, right))
 
 
 def multiply(left: Value, right: Value) -> Value:
@@ -160,10 +160,10 @@ def power(base: Value, exponent: Value) -> Value:
 
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > MAX_EXPONENT:
-        raise Unreadable("exponent out of bounds")
+        raise ParseError("exponent out of bounds")
     if not base:
         if _CONTEXT.re(exponent) <= 0:
-            raise Unreadable("zero to a power that is not positive")
+            raise ParseError("zero to a power that is not positive")
         return Fraction(0)
     if isinstance(base, Fraction):
         bits = base.numerator.bit_length() + base.denominator.bit_length()
@@ -175,7 +175,7 @@ def _power(base: Any, exponent: Any) -> Any:
 def root(value: Value, index: Value) -> Value:
     """The real root where there is one: of a negative constant, for an odd index."""
     if natural(index) < 2:
-        raise Unreadable("a root's index is at least 2")
+        raise ParseError("a root's index is at least 2")
     if natural(index) % 2 and is_real(value) and value < 0:
         return negate(power(-value, 1 / index))
     return power(value, 1 / index)
@@ -191,7 +191,7 @@ def logarithm(value: Value, base: Value) -> Value:
 
 def natural(value: Value) -> int:
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= MAX_NATURAL:
-        raise Unreadable("not a natural number within bounds")
+        raise ParseError("not a natural number within bounds")
     return int(value)
 
 
@@ -210,7 +210,7 @@ def _context_function(name: str) -> Callable[[Any], Any]:
 def _bounded(name: str) -> Callable[[Value], Value]:
     def function(number: Any) -> Any:
         if abs(number) > MAX_EXPONENT:
-            raise Unreadable("argument out of bounds")
+            raise ParseError("argument out of bounds")
         return _context_function(name)(number)
 
     return lambda value: _each(function, value)

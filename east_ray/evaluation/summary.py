@@ -25,7 +25,7 @@ MAX_SENTENCES = 3  # more inconclusive arms than this share one sentence
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Summary:
     """A headline, then sentences that can stand alone."""
 
     headline: str
@@ -55,15 +55,15 @@ def render_table(run: RunDirectory) -> Group | None:
     return Group(table, Text("\n".join([f"{verdict.headline}.", *verdict.sentences])))
 
 
-def describe(rows: Sequence[Comparison], confidence: float) -> Verdict:
+def describe(rows: Sequence[Comparison], confidence: float) -> Summary:
     """Say what the rows of `compare` show and what they cannot show."""
     if not rows:
-        return Verdict("Nothing has been evaluated yet", ())
+        return Summary("Nothing has been evaluated yet", ())
     level = 1 - confidence
     default = next((row for row in rows if row.name == DEFAULT), None)
     trained = [row for row in rows if row.name != DEFAULT]
     if not trained:
-        return Verdict(f"Before training: {100 * rows[0].accuracy:.1f}% of {rows[0].num_questions:,} questions", ())
+        return Summary(f"Before training: {100 * rows[0].accuracy:.1f}% of {rows[0].num_questions:,} questions", ())
     weighted = [row for row in trained if row.to_vanilla is not None]
     sentences = []
     if default is not None:
@@ -77,10 +77,10 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Verdict:
     else:
         sentences += [_weighting_sentence(row, level) for row in unclear]
     headline = _headline_of_weights(weighted, level) if weighted else _headline_of_training(trained[0], default, level)
-    return Verdict(headline, tuple(sentences))
+    return Summary(headline, tuple(sentences))
 
 
-def foresight(num_questions: int, confidence: float) -> str:
+def detectable_differences(num_questions: int, confidence: float) -> str:
     """What so many test questions can show, said before anything is spent on answering them."""
     sizes = {share: minimum_detectable_effect(num_questions, share, confidence=confidence) for share in DISAGREEMENT}
     shown = [f"{100 * size:.1f} points on {share:.0%}" for share, size in sizes.items() if size < 1]

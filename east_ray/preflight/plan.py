@@ -98,7 +98,7 @@ class PoolPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """A config's cost on each of some pools, and what was measured of it so far."""
 
     config: Config
@@ -111,7 +111,7 @@ class Plan:
     actual: Actual | None  # what the run directory has measured, if there is one
 
 
-def plan(config: Config, pools: Sequence[str] = ()) -> Plan:
+def plan(config: Config, pools: Sequence[str] = ()) -> CostEstimate:
     """Estimate `config` on each pool, e.g. "8xH100"; without one, on 8 A100 and 8 H100, or on this machine's cores.
 
     UserError names a device that prices.toml lacks, a pool too small for the config, or what makes the model unreadable.
@@ -120,7 +120,7 @@ def plan(config: Config, pools: Sequence[str] = ()) -> Plan:
     pools = pools or (("8xA100", "8xH100") if on_gpu else (f"{os.cpu_count() or 1}xCPU",))
     architecture, assumptions = read_architecture(config.model), Assumptions()
     workload = measure_workload(config, architecture)
-    return Plan(
+    return CostEstimate(
         config=config,
         architecture=architecture,
         workload=workload,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
-from east_ray.evaluation.summary import foresight
+from east_ray.evaluation.summary import detectable_differences
 from east_ray.preflight.model_size import Memory
-from east_ray.preflight.plan import Plan, PoolPlan
+from east_ray.preflight.plan import CostEstimate, PoolPlan
 from east_ray.preflight.workload import Actual
 
 
-def render(plan: Plan) -> str:
+def render(plan: CostEstimate) -> str:
     """Workload, one block per pool, disk, actual beside planned where there is a run, and every assumption."""
     return "\n".join(_lines(plan))
 
 
-def _lines(plan: Plan) -> Iterator[str]:
+def _lines(plan: CostEstimate) -> Iterator[str]:
     config, workload = plan.config, plan.workload
     training = config.training
     how = f"LoRA rank {training.lora.rank}" if training.lora else "all parameters"
@@ -31,7 +31,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{workload.completion_tokens:,.0f} (at most {config.sampling.max_new_tokens:,})"
     )
     if workload.test:
-        yield foresight(workload.test, config.evaluation.confidence)
+        yield detectable_differences(workload.test, config.evaluation.confidence)
     yield f"run directory: {_size(plan.disk_gib)} on {config.run.dir}; Ray object store: {_size(plan.store_gib)} at its peak"
     for pool in plan.pools:
         yield ""
@@ -44,7 +44,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _wrap([f"{f.name} {getattr(plan.assumptions, f.name):g}" for f in fields(plan.assumptions)])
 
 
-def _pool_lines(plan: Plan, pool: PoolPlan) -> Iterator[str]:
+def _pool_lines(plan: CostEstimate, pool: PoolPlan) -> Iterator[str]:
     yield f"on {pool.count} x {pool.device.name}"
     rows = [
         (p.name, _count(p.tokens), f"{p.devices:g}", _duration(p.seconds), f"{p.device_hours:,.2f}")
@@ -74,7 +74,7 @@ def _pool_lines(plan: Plan, pool: PoolPlan) -> Iterator[str]:
         )
 
 
-def _actual_lines(plan: Plan, actual: Actual) -> Iterator[str]:
+def _actual_lines(plan: CostEstimate, actual: Actual) -> Iterator[str]:
     """Planned beside measured; phases are compared with the first pool."""
     workload = plan.workload
     rows = [

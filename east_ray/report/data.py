@@ -23,7 +23,7 @@ from east_ray.evaluation.comparison import (
 )
 from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
 from east_ray.runs.directory import RunDirectory
-from east_ray.weighting.mappings import Mapping as WeightMapping
+from east_ray.weighting.mappings import WeightMapping
 
 MAX_PLACES = 4  # arms of the last round that get figures of their own
 METHOD_COLORS = {"entropy": EAST, "inaccuracy": 3, "dominant_wrong": 4, "wpo": 5, "perplexity": 6}
@@ -51,7 +51,7 @@ class Chapter:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """What every chapter starts from. `metrics` holds the metrics.json of everything measured on the test questions."""
 
     run: RunDirectory
@@ -96,7 +96,7 @@ class Findings:
         ordered = sorted(users.items(), key=lambda item: _is_equal(item[0]))
         return {mapping.column: _name(mapping, list(dict.fromkeys(names))) for mapping, names in ordered}
 
-    def drawn_places(self) -> dict[str, str]:
+    def plotted_directories(self) -> dict[str, str]:
         """The first round's place and those of the last round, one seed of each arm: what lies between is in the tables."""
         places = self.places()
         last = max((place.split("/")[0] for place in places.values()), default="")
@@ -109,12 +109,12 @@ class Findings:
         return {name: place for name, place in places.items() if place == "round-00" or name in of_last[:MAX_PLACES]}
 
 
-def gather(run: RunDirectory, config: Config) -> Findings:
+def gather(run: RunDirectory, config: Config) -> ReportData:
     """Read every evaluation of a run and compare its arms."""
     measured = read_measured(run, config, "evaluation")
     compared = at_round(config, measured)
     held_out = at_round(config, read_measured(run, config, "validation"))
-    return Findings(
+    return ReportData(
         run=run,
         config=config,
         measured=tuple(measured),
@@ -142,7 +142,7 @@ def _is_equal(mapping: WeightMapping) -> bool:
     return mapping.mapping == "power" and mapping.exponent == 0
 
 
-def bar_of(f: Findings, row: Comparison) -> Bar:
+def bar_of(f: ReportData, row: Comparison) -> Bar:
     """An arm's accuracy as a forest's row, in the arm's colour."""
     return Bar(row.name, row.accuracy, row.low, row.high, f.color(row.members[0]))
 

@@ -23,7 +23,7 @@ from east_ray.evaluation.comparison import DEFAULT, Difference
 from east_ray.evaluation.summary import describe, points, probability, seeds
 from east_ray.records import UserError
 from east_ray.report import process, question_browser, results
-from east_ray.report.data import Chapter, Findings, figure5_name, gather
+from east_ray.report.data import Chapter, ReportData, figure5_name, gather
 from east_ray.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def write_report(run: RunDirectory) -> str:
     return run.uri_of("report.html")
 
 
-def render(f: Findings, shown: list[Chapter]) -> str:
+def render(f: ReportData, shown: list[Chapter]) -> str:
     """The page. The script's hash goes into its content security policy, so that no other script can ever run in it."""
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -119,7 +119,7 @@ def _cell(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _stats(f: Findings) -> list[dict[str, Any]]:
+def _stats(f: ReportData) -> list[dict[str, Any]]:
     """The accuracies in large figures: every arm's when they are few, else one of each colour and the others' range."""
     shown = f.comparisons
     if len(shown) > MAX_STATS:
@@ -141,7 +141,7 @@ def _stats(f: Findings) -> list[dict[str, Any]]:
     return stats
 
 
-def _basis(f: Findings) -> str:
+def _basis(f: ReportData) -> str:
     """What the headline rests on: intervals, seeds, and for how many comparisons p was corrected."""
     if not f.comparisons:
         return ""
@@ -153,7 +153,7 @@ def _basis(f: Findings) -> str:
     return f"{', '.join(parts)}."
 
 
-def _facts(f: Findings) -> list[tuple[str, str]]:
+def _facts(f: ReportData) -> list[tuple[str, str]]:
     config = f.config
     used = sorted({config.for_arm(arm).run.seed for arm in config.arms})
     facts = [
@@ -174,7 +174,7 @@ def _short_name(path: str) -> str:
     return f"{parent}/{name}" if name == "model" and parent else name
 
 
-def _rows(f: Findings) -> list[dict[str, Any]]:
+def _rows(f: ReportData) -> list[dict[str, Any]]:
     """The headline table's rows; a cell is (large, small) or None."""
     return [
         {
@@ -196,7 +196,7 @@ def _difference(d: Difference | None) -> tuple[str, str] | None:
     return points(d.estimate), f"[{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
 
 
-def _note(f: Findings) -> str:
+def _note(f: ReportData) -> str:
     """How the headline table's intervals and p-values are made."""
     confidence = f"{f.config.evaluation.confidence:.0%}"
     if any(len(row.members) > 1 for row in f.comparisons):
@@ -215,7 +215,7 @@ def _note(f: Findings) -> str:
     return f"{how}{holm} Vanilla is the arm with the same loss, settings and samples but all weights 1."
 
 
-def _questions(f: Findings) -> Chapter | None:
+def _questions(f: ReportData) -> Chapter | None:
     if not f.places():
         return None
     return Chapter(
@@ -227,7 +227,7 @@ def _questions(f: Findings) -> Chapter | None:
     )
 
 
-def _sources(f: Findings) -> list[dict[str, Any]]:
+def _sources(f: ReportData) -> list[dict[str, Any]]:
     places = f.places()
     names = {place: f.columns(place) for place in places.values()}
     found = question_browser.sources(f.run, places, {place: list(columns) for place, columns in names.items()})
@@ -237,11 +237,11 @@ def _sources(f: Findings) -> list[dict[str, Any]]:
     return found
 
 
-def _provenance(f: Findings) -> Chapter:
+def _provenance(f: ReportData) -> Chapter:
     return Chapter("provenance", "Provenance", "Where these results come from")
 
 
-def provenance_rows(f: Findings) -> list[tuple[str, str]]:
+def provenance_rows(f: ReportData) -> list[tuple[str, str]]:
     """provenance.json, flattened: a.b -> value."""
     if not f.run.exists("provenance.json"):
         return [("run directory", f.run.uri)]

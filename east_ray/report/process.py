@@ -14,7 +14,7 @@ import numpy as np
 
 from east_ray import charts
 from east_ray.evaluation.summary import percent
-from east_ray.report.data import Chapter, Findings, Table, slug, titled
+from east_ray.report.data import Chapter, ReportData, Table, slug, titled
 from east_ray.weighting.mappings import effective_sample_size
 
 MAX_CURVES = 7  # as many as there are colours
@@ -30,7 +30,7 @@ CURVES = (
 )  # fmt: skip
 
 
-def weights(f: Findings) -> Chapter | None:
+def weights(f: ReportData) -> Chapter | None:
     """The funnel as a flow, the histogram of weights, and their effective sample sizes."""
     places = f.places()
     drawn, rows = [], []
@@ -45,7 +45,7 @@ def weights(f: Findings) -> Chapter | None:
             for column, arms in columns.items()
             if column in table.column_names and kept
         }
-        if name in f.drawn_places():
+        if name in f.plotted_directories():
             flow = charts.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
             drawn.append(titled(flow, name, len(places) > 1))
             varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
@@ -80,7 +80,7 @@ def weights(f: Findings) -> Chapter | None:
     )
 
 
-def training(f: Findings) -> Chapter | None:
+def training(f: ReportData) -> Chapter | None:
     """Curves of what the trainers logged; an arm's rounds follow each other on one axis."""
     logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     colors: dict[str, int] = {}
@@ -109,7 +109,7 @@ def training(f: Findings) -> Chapter | None:
     return Chapter("training", "Training", "How training went", text, tuple(drawn)) if drawn else None
 
 
-def read_log(f: Findings, arm: str) -> list[dict[str, Any]]:
+def read_log(f: ReportData, arm: str) -> list[dict[str, Any]]:
     """The rows of an arm's training logs, steps counted through its rounds; none when it was not trained."""
     rows: list[dict[str, Any]] = []
     for t in range(f.config.run.rounds):
@@ -130,7 +130,7 @@ def thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float
     return [g[-1][0] for g in groups], [float(np.mean([y for _, y in g])) for g in groups]
 
 
-def details(f: Findings) -> Chapter | None:
+def details(f: ReportData) -> Chapter | None:
     """Everything metrics.json knows beyond the headline, for the models that were compared; the mean of an arm's seeds."""
     metrics = {row.name: mean_of([f.metrics[f.compared[member]] for member in row.members]) for row in f.comparisons}
     if not metrics:
@@ -205,7 +205,7 @@ def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | No
     return Table(columns, body, f"By {title}. In brackets: how many questions.")
 
 
-def cost(f: Findings) -> Chapter | None:
+def cost(f: ReportData) -> Chapter | None:
     """Wall time and tokens of every step, as recorded when it ended."""
     if not f.run.exists("metrics.jsonl"):
         return None

@@ -17,13 +17,13 @@ from east_ray.evaluation.comparison import DEFAULT, Comparison, compare
 from east_ray.evaluation.summary import percent, points, probability
 from east_ray.figures import Bar, Figure
 from east_ray.report import paper
-from east_ray.report.data import Chapter, Findings, Table, bar_of, figure5_name, titled
+from east_ray.report.data import Chapter, ReportData, Table, bar_of, figure5_name, titled
 
 MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
 WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
 
 
-def result(f: Findings) -> Chapter | None:
+def result(f: ReportData) -> Chapter | None:
     """The headline: one row per arm. The page adds the table of differences, which has cells of its own."""
     if not f.comparisons:
         return None
@@ -44,7 +44,7 @@ def result(f: Findings) -> Chapter | None:
     return Chapter("result", "Result", "Did it help?", text, (forest, *drawn))
 
 
-def table_1(f: Findings) -> Chapter | None:
+def table_1(f: ReportData) -> Chapter | None:
     """The paper's Table 1 beside ours, for the losses of which all four methods were measured."""
     rows = {row.name: row for row in f.comparisons}
     losses = [loss for loss in ("sft", "dpo", "kto") if all(f"{loss}-{method}" in rows for method in paper.METHODS)]
@@ -68,7 +68,7 @@ def table_1(f: Findings) -> Chapter | None:
     return Chapter("table1", "Table 1", "The paper's Table 1 beside ours", text, (), (table,))
 
 
-def exponents(f: Findings) -> Chapter | None:
+def exponents(f: ReportData) -> Chapter | None:
     """Figure 3, for every family of at least three arms that differ in their exponent alone."""
     families = exponent_families(f, f.comparisons)
     if not families:
@@ -95,7 +95,7 @@ def exponents(f: Findings) -> Chapter | None:
     )
 
 
-def chosen_table(f: Findings, held_out: Mapping[str, Sequence[tuple[float, Bar]]]) -> Table:
+def chosen_table(f: ReportData, held_out: Mapping[str, Sequence[tuple[float, Bar]]]) -> Table:
     """Per family the exponent that the held-out questions choose, and what it is worth on the test questions."""
     tested, rows = {row.name: row for row in f.comparisons}, []
     for label, values in held_out.items():
@@ -111,7 +111,7 @@ def chosen_table(f: Findings, held_out: Mapping[str, Sequence[tuple[float, Bar]]
     return Table(columns, tuple(rows), "For each, the exponent that did best on the held-out questions.")
 
 
-def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:
+def exponent_families(f: ReportData, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:
     """Label -> (exponent, accuracy) of arms alike in all but the exponent; exponent 0 belongs to every measure."""
     points: dict[tuple[str, str, str], list[tuple[float, Bar]]] = {}
     plain: dict[str, list[tuple[float, Bar]]] = {}
@@ -136,7 +136,7 @@ def exponent_families(f: Findings, rows: Sequence[Comparison]) -> dict[str, list
     return families
 
 
-def rounds(f: Findings) -> Chapter | None:
+def rounds(f: ReportData) -> Chapter | None:
     """Figure 4 and what happened to the training questions meanwhile, for the arms of more than one round."""
     long_arms = {arm.name for arm in f.config.arms if (arm.rounds or f.config.run.rounds) > 1}
     if not long_arms:
@@ -165,7 +165,7 @@ def rounds(f: Findings) -> Chapter | None:
     return Chapter("rounds", "Rounds", "Round after round", text, tuple(drawn), tuple(tables))
 
 
-def compare_rounds(f: Findings, arms: Collection[str]) -> dict[int, list[Comparison]]:
+def compare_rounds(f: ReportData, arms: Collection[str]) -> dict[int, list[Comparison]]:
     """Rounds of training -> the arms after so many, compared; p-values are corrected within a round."""
     found = {}
     for t in sorted({m.rounds for m in f.measured} - {0}):
@@ -213,11 +213,11 @@ def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
     )
 
 
-def uncertainty(f: Findings) -> Chapter | None:
+def uncertainty(f: ReportData) -> Chapter | None:
     """Figure 5, of the first samples and of the last round's, and the three measures' accuracies when arms compare them."""
     places = f.places()
     drawn = []
-    for name, place in f.drawn_places().items():
+    for name, place in f.plotted_directories().items():
         table = f.run.read_table(place, "weights", columns=WEIGHT_COLUMNS)
         measures = [np.asarray(table[c]) for c in ("entropy", "inaccuracy", "dominant_wrong")]
         plot = charts.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
@@ -236,7 +236,7 @@ def uncertainty(f: Findings) -> Chapter | None:
     )
 
 
-def measure_table(f: Findings) -> Table | None:
+def measure_table(f: ReportData) -> Table | None:
     """Mean accuracy by measure over the exponents that all measures were trained with (the paper's ablation)."""
     by_measure: dict[str, dict[float, float]] = {}
     for row in f.comparisons:

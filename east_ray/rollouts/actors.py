@@ -32,7 +32,7 @@ from east_ray.rollouts.engine import (
     one_line,
     question_seed,
 )
-from east_ray.rollouts.progress import Report
+from east_ray.rollouts.progress import ShardProgress
 from east_ray.rollouts.sample_shard import sample_shard
 from east_ray.runs import storage
 from east_ray.runs.directory import RunDirectory
@@ -52,7 +52,7 @@ class RolloutJob:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutSpec:
     """All that the samplers of one call need to know. `session` tells this call's attempts from an earlier command's."""
 
     run: RunDirectory
@@ -68,12 +68,12 @@ class Plan:
 class Sampler:
     """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
 
-    def __init__(self, plan: Plan, tally: Any) -> None:
+    def __init__(self, plan: RolloutSpec, tally: Any) -> None:
         from ray.util.metrics import Counter
 
-        exit_promptly()
+        exit_without_cpp_handlers()
         self._plan, self._tally = plan, tally
-        self._gate = Gate()
+        self._gate = ModelLock()
         self._failure = ""
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
@@ -116,7 +116,7 @@ class Sampler:
                 if plan.run.exists(job.samples, shards.shard_name(index))
                 else None
             )
-            report = Report(self._tally, (job_index, index), self._tokens, self._samples)
+            report = ShardProgress(self._tally, (job_index, index), self._tokens, self._samples)
             generate = attempt.one_by_one(self._engine) if alone else self._engine.generate
             table = sample_shard(
                 questions,
@@ -151,7 +151,7 @@ class GradingWorker:
 
         from east_ray.answers.grading import Grader
 
-        exit_promptly()
+        exit_without_cpp_handlers()
         self._run, self._jobs = run, jobs
         self._verdicts = Counter("east_ray_verdicts", "Completions graded.", tag_keys=("verdict",))
         self._grader = Grader(grading).__enter__()
@@ -179,7 +179,7 @@ class GradingWorker:
             self._grader.__exit__(None, None, None)
 
 
-def exit_promptly() -> None:
+def exit_without_cpp_handlers() -> None:
     """Let this actor's process end as soon as it has left the cluster, without C++ exit handlers.
 
     Ray 2.60's may deadlock there (~CoreWorkerProcessImpl posts to an event loop that is gone: one worker in some fifty
@@ -199,7 +199,7 @@ def adapter_rank(model: str) -> int:
     return int(json.loads(config).get("r", 0))
 
 
-def _wanted(plan: Plan, job: RolloutJob, index: int) -> int | np.ndarray:
+def _wanted(plan: RolloutSpec, job: RolloutJob, index: int) -> int | np.ndarray:
     """How many completions the questions of a shard should have, by the grades of those they have (sampling.adaptive)."""
     sampling = plan.sampling
     if sampling.adaptive is None:
@@ -216,7 +216,7 @@ def _wanted(plan: Plan, job: RolloutJob, index: int) -> int | np.ndarray:
     )
 
 
-class Gate:
+class ModelLock:
     """Lets calls with equal keys into the engine together; one with another key waits until they have left."""
 
     def __init__(self) -> None:

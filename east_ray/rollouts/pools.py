@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from east_ray.config.sections import GradingConfig, SamplingConfig
 from east_ray.records import UserError
-from east_ray.rollouts.actors import GradingWorker, Plan, RolloutJob, Sampler
+from east_ray.rollouts.actors import GradingWorker, RolloutJob, RolloutSpec, Sampler
 from east_ray.rollouts.progress import live_line
 from east_ray.rollouts.shards import Shard
 from east_ray.runs.directory import RunDirectory
@@ -31,12 +31,12 @@ def shard_row(job: int, shard: Shard) -> dict[str, Any]:
     return {"job": job, "shard": shard.index, "samples": shard.samples, "failed": 0, "fatal": ""}
 
 
-def work_off(
+def process_shards(
     rows: Sequence[Mapping[str, Any]],
     run: RunDirectory,
     jobs: Sequence[RolloutJob],
     grading: GradingConfig,
-    plan: Plan | None,
+    plan: RolloutSpec | None,
     *,
     title: str,
     questions: int,
@@ -72,7 +72,7 @@ def work_off(
     _wait_for_release(before)
 
 
-def engine_pool(dataset: ray.data.Dataset, num_shards: int, plan: Plan, tally: Any) -> ray.data.Dataset:
+def engine_pool(dataset: ray.data.Dataset, num_shards: int, plan: RolloutSpec, tally: Any) -> ray.data.Dataset:
     """The pool of engines. Ray Data adds one, up to the most allowed, while more shards wait than the pool works on."""
     from ray.data import ActorPoolStrategy
 
@@ -160,7 +160,7 @@ def _shards_in_flight(sampling: SamplingConfig, num_shards: int, max_engines: in
     return min(max(2, -(-REQUESTS_IN_FLIGHT // per_shard)), max(2, -(-num_shards // max_engines)))
 
 
-def _too_many_failed(plan: Plan, failed: int) -> str:
+def _too_many_failed(plan: RolloutSpec, failed: int) -> str:
     return (
         f"{failed} questions could not be sampled, more than sampling.max_failed_share={plan.sampling.max_failed_share:g} "
         f"allows; the column `shortfall` in {plan.run.uri_of(plan.jobs[0].samples)} says why. Mend the cause, or raise "

@@ -19,7 +19,7 @@ REPORT_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0  # without a first token; loading a large model takes about that long
 
 
-class Report:
+class ShardProgress:
     """Adds up one shard's finished requests and tells the tally now and then; absolute counts, so a redo overwrites them."""
 
     def __init__(self, tally: Any, key: tuple[int, int], tokens: Any, samples: Any) -> None:
@@ -63,7 +63,7 @@ class Tally:
         self._counts[shard] = counts
 
     def totals(self) -> dict[str, int]:
-        """Sums over all shards."""
+        """ShardSums over all shards."""
         total = Counter[str]()
         for counts in self._counts.values():
             total.update(counts)
@@ -74,9 +74,9 @@ class LiveLine:
     """What engines and graders have done so far: the engines' counts come from the tally, the graders' from finished shards."""
 
     def __init__(self) -> None:
-        from east_ray.runs.placement import beside_driver
+        from east_ray.runs.placement import on_driver_node
 
-        self.tally = beside_driver(Tally)
+        self.tally = on_driver_node(Tally)
         self._sampled, self._graded = Counter[str](), Counter[str]()
         self._began = time.monotonic()
         self._first_token: float | None = None

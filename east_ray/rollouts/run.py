@@ -17,9 +17,9 @@ from typing import Any, Literal
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.records import UserError
 from east_ray.rollouts import adaptive, shards
-from east_ray.rollouts.actors import Plan, RolloutJob
+from east_ray.rollouts.actors import RolloutJob, RolloutSpec
 from east_ray.rollouts.engine import OpenEngine
-from east_ray.rollouts.pools import shard_row, work_off
+from east_ray.rollouts.pools import process_shards, shard_row
 from east_ray.rollouts.vllm_engine import open_engine
 from east_ray.runs.directory import RunDirectory, fingerprint
 
@@ -68,7 +68,7 @@ def run_rollouts(
             f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
         )
     _prepare(run, jobs, resume)
-    plan = Plan(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
+    plan = RolloutSpec(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
     most = sampling.num_samples
     for level in adaptive.levels(sampling.adaptive.min_samples, most)[:-1] if sampling.adaptive else ():
         at_level = replace(plan, sampling=sampling.model_copy(update={"num_samples": level}))
@@ -76,7 +76,9 @@ def run_rollouts(
     return _roll_out(plan, grading, title=title)
 
 
-def _roll_out(plan: Plan, grading: GradingConfig, *, title: str, more_is_fine: bool = False) -> list[RolloutSummary]:
+def _roll_out(
+    plan: RolloutSpec, grading: GradingConfig, *, title: str, more_is_fine: bool = False
+) -> list[RolloutSummary]:
     """Bring every job's shards to sampling.num_samples; shards that hold more are left as they are if `more_is_fine`."""
     run, jobs, sampling = plan.run, plan.jobs, plan.sampling
     sizes = [shards.count_questions(run, job.questions) for job in jobs]
@@ -112,7 +114,7 @@ def _roll_out(plan: Plan, grading: GradingConfig, *, title: str, more_is_fine: b
             min(sampling.questions_per_shard, sizes[r["job"]] - r["shard"] * sampling.questions_per_shard) for r in rows
         )
         try:
-            work_off(rows, run, jobs, grading, plan, title=title, questions=questions, may_fail=allowed - failed)
+            process_shards(rows, run, jobs, grading, plan, title=title, questions=questions, may_fail=allowed - failed)
         finally:
             for job in jobs:
                 run.delete(job.samples, "attempts")
@@ -138,7 +140,9 @@ def grade_samples(
     if pending:
         rows = [shard_row(0, shard) for shard in pending]
         questions = sum(footers[shard.index]["questions"] for shard in pending)
-        work_off(rows, run, [RolloutJob("", "", samples, grades)], grading, None, title=title, questions=questions)
+        process_shards(
+            rows, run, [RolloutJob("", "", samples, grades)], grading, None, title=title, questions=questions
+        )
     return summarise(run, samples, grades, count, count - len(pending))
 
 

@@ -176,16 +176,16 @@ class Stage:
         return manifest["fingerprint"]
 
     def is_current(
-        self, inputs: Mapping[str, str], settings: Mapping[str, Any], growing: frozenset[str] = frozenset()
+        self, inputs: Mapping[str, str], settings: Mapping[str, Any], extendable: frozenset[str] = frozenset()
     ) -> bool:
         """True: skip. False: (re)do, or go on. UserError: finished, or begun, under other settings or inputs.
 
-        A stage whose `growing` settings are now larger, and nothing else changed, is gone on with: its output is a part.
+        A stage whose `extendable` settings are now larger, and nothing else changed, is gone on with: its output is a part.
         """
         intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
         manifest = self.manifest()
         begun = self._record(INTENT, {"inputs": dict, "settings": dict})
-        larger = {name: intent["settings"][name] for name in growing}
+        larger = {name: intent["settings"][name] for name in extendable}
         grew = manifest is not None and any(_below(manifest["settings"].get(name), now) for name, now in larger.items())
         for old in (manifest, begun):
             if old is not None and all(

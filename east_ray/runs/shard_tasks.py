@@ -21,32 +21,32 @@ IN_PROCESS = 32  # so few shards are added up faster than Ray's worker processes
 
 
 @dataclass(frozen=True)
-class Sums:
+class ShardSums:
     """Anything that adds up over shards, by name."""
 
     parts: dict[Any, Any] = field(default_factory=dict)
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: ShardSums) -> ShardSums:
         merged = dict(self.parts)
         for name, part in other.parts.items():
             merged[name] = merged[name] + part if name in merged else part
-        return Sums(merged)
+        return ShardSums(merged)
 
 
-def reduce_shards(of_shard: Callable[[str], Sums], shards: Sequence[str]) -> dict[Any, Any]:
+def reduce_shards(of_shard: Callable[[str], ShardSums], shards: Sequence[str]) -> dict[Any, Any]:
     """The parts of all `of_shard(name)` added up: here when they are few, else by a Ray Data aggregate."""
     if len(shards) <= IN_PROCESS:
-        return sum((of_shard(name) for name in shards), Sums()).parts
+        return sum((of_shard(name) for name in shards), ShardSums()).parts
 
     from ray.data.aggregate import AggregateFnV2
     from ray.data.context import ShuffleStrategy
 
     class AddUp(AggregateFnV2):
         def __init__(self) -> None:
-            super().__init__("sums", lambda: pickle.dumps(Sums()), on="shard", ignore_nulls=False)
+            super().__init__("sums", lambda: pickle.dumps(ShardSums()), on="shard", ignore_nulls=False)
 
         def aggregate_block(self, block: Any) -> bytes:
-            return pickle.dumps(sum((of_shard(name) for name in block["shard"].to_pylist()), Sums()))
+            return pickle.dumps(sum((of_shard(name) for name in block["shard"].to_pylist()), ShardSums()))
 
         def combine(self, current_accumulator: bytes, new: bytes) -> bytes:
             return pickle.dumps(pickle.loads(current_accumulator) + pickle.loads(new))

@@ -25,7 +25,7 @@ class Part:
     needs: Mapping[str, Part] = field(default_factory=dict)
     external: Mapping[str, str] = field(default_factory=dict)  # fingerprints of what comes from outside the run
     outputs: tuple[str, ...] = ()  # directories beside the stage that belong to it
-    growing: frozenset[str] = frozenset()  # settings that may be raised later: what there is then stays, as a part
+    extendable: frozenset[str] = frozenset()  # settings that may be raised later: what there is then stays, as a part
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -40,7 +40,7 @@ class Part:
     @property
     def is_finished(self) -> bool:
         """Is there a manifest of just these inputs and settings? UserError when it is of others."""
-        return self.stage.is_current(self.inputs, self.settings, self.growing)
+        return self.stage.is_current(self.inputs, self.settings, self.extendable)
 
     def begin(self) -> None:
         """Record what is about to be made, before any of it is."""
@@ -51,7 +51,7 @@ class Part:
         self.stage.complete(self.inputs, self.settings, **facts)
 
     @contextmanager
-    def undone_by_a_user_error(self) -> Iterator[None]:
+    def discard_on_user_error(self) -> Iterator[None]:
         """For work on a file from outside: when it has to be mended, its new fingerprint must not be refused."""
         try:
             yield

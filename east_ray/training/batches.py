@@ -1,6 +1,6 @@
 """Which examples make up each optimizer step, and what every example's gradient is multiplied by there.
 
-Pure numpy, decided once for a whole training before any model is loaded. Positions are laid out step by step,
+Pure numpy, decided once for a whole training before any model is loaded. PlannedDataset are laid out step by step,
 micro-batch by micro-batch, so that what one step computes depends on neither worker count nor accumulation. Whatever
 can be known beforehand (weights, normalisation, padding, granularity) is folded into one multiplier per position;
 `trainers` only has to apply it. Suffixes: N examples, P positions, S steps, K micro-batches, B examples of one.
@@ -33,7 +33,7 @@ class TrainingPlan:
         return len(self.row_P) // self.batch_size
 
     @property
-    def neighbour_P(self) -> np.ndarray:
+    def kl_row_P(self) -> np.ndarray:
         """Example whose completion each position borrows for KTO's KL term: the one before it in its micro-batch."""
         return np.roll(self.row_P.reshape(-1, self.micro_batch_size), 1, axis=1).reshape(-1)
 
@@ -69,7 +69,7 @@ def plan_training(
     total = num_steps * batch_size
     num_orders = -(-total // num_examples)
     if loss == "kto":
-        order_N = spread(question_ids, micro_batch_size, rng)
+        order_N = order_for_kl(question_ids, micro_batch_size, rng)
         row_P = np.tile(order_N, num_orders)[:total]
     else:
         row_P = np.concatenate([rng.permutation(num_examples) for _ in range(num_orders)])[:total]
@@ -126,7 +126,7 @@ def multipliers(
         return np.where(real_SKB, weight_SKB * scale_SKB, 0.0).reshape(-1)
 
 
-def spread(question_ids: Sequence[str], distance: int, rng: np.random.Generator) -> np.ndarray:
+def order_for_kl(question_ids: Sequence[str], distance: int, rng: np.random.Generator) -> np.ndarray:
     """A seeded order in which any `distance` neighbours, also across its ends, belong to different questions.
 
     Shuffles and then swaps the few that collide. Where swapping finds no way (hardly more questions than `distance`),

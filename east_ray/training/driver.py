@@ -25,9 +25,9 @@ from east_ray.config.training import TrainingConfig
 from east_ray.records import UserError
 from east_ray.runs import storage
 from east_ray.runs.directory import RunDirectory
-from east_ray.runs.placement import beside_driver
+from east_ray.runs.placement import on_driver_node
 from east_ray.training.batches import plan_training
-from east_ray.training.job import TRAINING_THREAD, Board, News, TrainingJob
+from east_ray.training.job import TRAINING_THREAD, StatusActor, TrainingJob, TrainingStatus
 from east_ray.training.model_card import FACTS, write_model_card
 from east_ray.training.tokens import PreparedExamples, prepare_examples
 
@@ -118,7 +118,7 @@ def train(
         training=training,
         model=model,
         seed=seed,
-        board=beside_driver(Board),
+        board=on_driver_node(StatusActor),
     )
     _discard_damaged_state(job, title)
     news = _fit(job, f"{work}/log.jsonl", title, stop or threading.Event())
@@ -173,11 +173,11 @@ def _discard_damaged_state(job: TrainingJob, title: str) -> None:
         job.run.delete(job.state)
 
 
-def _fit(job: TrainingJob, log: str, title: str, stop: threading.Event) -> News:
+def _fit(job: TrainingJob, log: str, title: str, stop: threading.Event) -> TrainingStatus:
     """Run the workers to their end, showing progress and writing the log as it grows."""
     fit = _Fit(_trainer(job))
     fit.start()  # in a thread: Ray Train would keep Ctrl-C to itself for the rest of the process
-    news, started, written, shown = News(), time.monotonic(), time.monotonic(), dict[int, str]()
+    news, started, written, shown = TrainingStatus(), time.monotonic(), time.monotonic(), dict[int, str]()
     waiting = True
     with console.progress(title, job.plan.num_steps, unit="steps") as bar:
         while fit.is_alive():
@@ -280,7 +280,7 @@ def _worker_environment(use_gpu: bool) -> dict[str, str]:
     return quiet if use_gpu else {**quiet, "DS_ACCELERATOR": "cpu"}
 
 
-def _write_log(run: RunDirectory, path: str, news: News) -> None:
+def _write_log(run: RunDirectory, path: str, news: TrainingStatus) -> None:
     run.write_bytes("".join(json.dumps(row) + "\n" for row in news.log).encode(), path)
 
 

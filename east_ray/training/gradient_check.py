@@ -21,12 +21,12 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 COMPLETION_TOKENS = 32  # of each example: enough to tell weights apart, and no memory to speak of
 
 
-class WeightsNotExact(RuntimeError):
+class WeightedGradientError(RuntimeError):
     """Training would not minimise the weighted loss."""
 
 
 @dataclass(frozen=True)
-class Proof:
+class GradientCheck:
     """`distance`: of the two gradients, `loss_distance`: of the two unweighted losses, both relative and the worst of all ranks.
 
     `parameters`: those whose gradients were compared.
@@ -38,8 +38,8 @@ class Proof:
     parameters: tuple[str, ...]
 
 
-def prove_weights(trainer: WeightedTrainer) -> Proof:
-    """Compare the two on this rank's first micro-batch; WeightsNotExact, on every rank, when they differ on any.
+def check_weighted_gradient(trainer: WeightedTrainer) -> GradientCheck:
+    """Compare the two on this rank's first micro-batch; WeightedGradientError, on every rank, when they differ on any.
 
     To be called by all ranks once the model is prepared for training; leaves no trace in it. Compares two small
     parameters, first and last in the model, that no ZeRO stage takes apart.
@@ -58,12 +58,12 @@ def prove_weights(trainer: WeightedTrainer) -> Proof:
     gradient, loss = trainer.accelerator.gather(distances[None]).max(dim=0).values.tolist()
     tolerance = TOLERANCES[trainer.model.dtype]
     if not (gradient <= tolerance and loss <= tolerance):
-        raise WeightsNotExact(
+        raise WeightedGradientError(
             f"on the first micro-batch TRL's weighted {trainer.positions.loss} gradient is {gradient:.2g}, and its loss "
             f"{loss:.2g}, away from what the formulas say (relative, {tolerance:g} allowed; seen in {', '.join(names)}): "
             "this transformers or TRL computes its loss another way; install the versions in pyproject.toml"
         )
-    return Proof(gradient, loss, tolerance, names)
+    return GradientCheck(gradient, loss, tolerance, names)
 
 
 def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:

@@ -67,13 +67,13 @@ def lora_config(lora: LoraConfig | None) -> peft.LoraConfig | None:
     )
 
 
-class Positions(Dataset):
+class PlannedDataset(Dataset):
     """The examples in training order: item p is the example at position p of the plan, with its multiplier."""
 
     def __init__(self, rows: pa.Table, plan: TrainingPlan, weight_N: np.ndarray, loss: str) -> None:
         self.rows: Any = datasets.Dataset(rows)
         self.plan, self.weight_N, self.loss = plan, weight_N, loss
-        self.neighbour_P = plan.neighbour_P
+        self.kl_row_P = plan.kl_row_P
 
     def __len__(self) -> int:
         return len(self.plan.row_P)
@@ -87,5 +87,5 @@ class Positions(Dataset):
             unlabelled = len(ids) if self.plan.padding_P[position] else len(row["prompt_ids"])
             return {**item, "input_ids": ids, "labels": [-100] * unlabelled + ids[unlabelled:]}
         if self.loss == "kto":
-            row["KL_completion_ids"] = self.rows[int(self.neighbour_P[position])]["completion_ids"]
+            row["KL_completion_ids"] = self.rows[int(self.kl_row_P[position])]["completion_ids"]
         return {**item, **row}

@@ -34,7 +34,7 @@ class TrainingJob:
     """All that a worker needs.
 
     `tokens`, `state` and `output` are relative to the run: the tokenised examples, the directory of checkpoints and the
-    model's. `reference`: where DPO's reference log-probabilities are kept for every arm. `board` is a `Board` actor.
+    model's. `reference`: where DPO's reference log-probabilities are kept for every arm. `board` is a `StatusActor` actor.
     """
 
     run: RunDirectory
@@ -52,7 +52,7 @@ class TrainingJob:
 
 
 @dataclass
-class News:
+class TrainingStatus:
     """What rank 0 has told so far. `log`: one row per step, complete at the end; `digest` is empty until then."""
 
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -62,11 +62,11 @@ class News:
     refused: str = ""
 
 
-class Board:
+class StatusActor:
     """An actor that passes news from rank 0 to the driver at once; Ray Train's own reports wait for all ranks."""
 
     def __init__(self) -> None:
-        self._news = News()
+        self._news = TrainingStatus()
 
     def join(self, rank: int, where: str) -> None:
         """A worker has started, for the first time or again."""
@@ -77,10 +77,10 @@ class Board:
         self._news.log = [old for old in self._news.log if old["step"] < row["step"]] + [row]
 
     def tell(self, **news: Any) -> None:
-        """Set fields of News."""
+        """Set fields of TrainingStatus."""
         for name, value in news.items():
             setattr(self._news, name, value)
 
-    def read(self) -> News:
+    def read(self) -> TrainingStatus:
         """All there is so far."""
         return self._news

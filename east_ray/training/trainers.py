@@ -33,7 +33,7 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from east_ray.config.training import TrainingConfig
 from east_ray.training.batches import TrainingPlan
-from east_ray.training.inputs import Positions, lora_config, trainer_settings
+from east_ray.training.inputs import PlannedDataset, lora_config, trainer_settings
 from east_ray.training.losses import example_losses, local_weights
 
 
@@ -70,7 +70,7 @@ def make_trainer(
     trainer = trainer_class(
         model=model_path,
         args=arguments,
-        positions=Positions(rows, plan, weight_N, training.loss),
+        positions=PlannedDataset(rows, plan, weight_N, training.loss),
         local_weight=training.local_weight,
         peft_config=lora_config(training.lora),
         callbacks=list(callbacks),
@@ -96,7 +96,7 @@ class WeightedTrainer(_BaseTrainer):
     _metrics: Any
     _total_train_tokens: Any
 
-    def __init__(self, *, args: Any, positions: Positions, local_weight: str = "none", **kwargs: Any) -> None:
+    def __init__(self, *, args: Any, positions: PlannedDataset, local_weight: str = "none", **kwargs: Any) -> None:
         refuse_inseparable(args)
         self.local_weight = local_weight
         self.multiplier_B: torch.Tensor | None = None

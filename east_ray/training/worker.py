@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from east_ray.config.training import TrainingConfig
 from east_ray.records import UserError
 from east_ray.training.export import local_model, merge_adapter, write_model
-from east_ray.training.gradient_check import WeightsNotExact, prove_weights
+from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from east_ray.training.job import TrainingJob
 from east_ray.training.trainers import WeightedTrainer, make_trainer
 
@@ -42,7 +42,7 @@ def train_worker(job: TrainingJob) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
             _train(job, rank, scratch)
-    except (UserError, WeightsNotExact) as error:
+    except (UserError, WeightedGradientError) as error:
         ray.get(job.board.tell.remote(refused=str(error)))
 
 
@@ -103,7 +103,7 @@ class _Callback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
-        proof = prove_weights(self.trainer)
+        proof = check_weighted_gradient(self.trainer)
         if state.is_world_process_zero:
             # The figure alone: the board would have to import torch and TRL to know the class.
             self.job.board.tell.remote(proof=proof.distance)

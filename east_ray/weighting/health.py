@@ -14,7 +14,7 @@ BINS_PER_OCTAVE = 64  # of the histogram behind `top1_share`: weights of one bin
 
 
 @dataclass(frozen=True)
-class Health:
+class WeightHealth:
     """Exact sums behind the health of one weight column; `+` merges. w is the weight, t the question's mean tokens."""
 
     count: int
@@ -27,12 +27,12 @@ class Health:
     histogram: dict[int, tuple[int, int]]  # bin of log2 w -> number of weights, their sum
 
     @staticmethod
-    def of(weights: np.ndarray, tokens: np.ndarray) -> Health:
+    def of(weights: np.ndarray, tokens: np.ndarray) -> WeightHealth:
         """The sums of one shard: w and t of its kept questions, in the same order."""
         positive = weights[weights > 0]
         bins = np.floor(np.log2(positive) * BINS_PER_OCTAVE).astype(np.int64)
         histogram = {int(b): (int((bins == b).sum()), exact_sum(positive[bins == b])) for b in np.unique(bins)}
-        return Health(
+        return WeightHealth(
             count=len(weights),
             largest=float(weights.max(initial=0.0)),
             w=exact_sum(weights),
@@ -43,14 +43,14 @@ class Health:
             histogram=histogram,
         )
 
-    def __add__(self, other: Health) -> Health:
+    def __add__(self, other: WeightHealth) -> WeightHealth:
         histogram = dict(self.histogram)
         for b, (count, total) in other.histogram.items():
             old_count, old_total = histogram.get(b, (0, 0))
             histogram[b] = (old_count + count, old_total + total)
         names = ("count", "w", "ww", "wt", "t", "tt")
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Health(**sums, largest=max(self.largest, other.largest), histogram=histogram)
+        return WeightHealth(**sums, largest=max(self.largest, other.largest), histogram=histogram)
 
     def figures(self) -> dict[str, float]:
         """See `docs/uncertainty.md`; lengths are mean completion tokens per question."""

@@ -1,7 +1,7 @@
 """How uncertain the model is about a question (METHOD 4: eq. 1, section 4.3) and the weight that follows (eqs. 2 to 6).
 
 Pure numpy. A weight needs one number from all kept questions, the mean of v^a. It is summed exactly, as an integer, so
-the same questions give the same bits in any order and any split into blocks; `Totals` of blocks are simply added.
+the same questions give the same bits in any order and any split into blocks; `MappingTotals` of blocks are simply added.
 
     totals = sum of totals_of(values, mapping) over blocks;  fit(totals, mapping).weights(values)
 
@@ -56,7 +56,7 @@ def miller_madow(entropy_Q: np.ndarray, num_clusters_Q: np.ndarray, num_samples_
 
 
 @dataclass(frozen=True)
-class Mapping:
+class WeightMapping:
     """From a measure to a weight: `power` v^a (eq. 6), `mean` v / mean (eq. 3), `linear` A v + b of range R (eq. 4).
 
     `measure` is a name in `weighting.MEASURE_FUNCTIONS`. `clip` caps weights, the others rising so that the mean stays 1.
@@ -90,7 +90,7 @@ class Mapping:
 
 
 @dataclass(frozen=True)
-class Totals:
+class MappingTotals:
     """What one block of values adds to a mapping's normaliser. `+` is exact, so order and grouping never matter."""
 
     count: int = 0  # values that are not capped
@@ -100,8 +100,8 @@ class Totals:
     smallest: float = math.inf
     largest: float = -math.inf
 
-    def __add__(self, other: Totals) -> Totals:
-        return Totals(
+    def __add__(self, other: MappingTotals) -> MappingTotals:
+        return MappingTotals(
             self.count + other.count,
             self.zeros + other.zeros,
             self.capped + other.capped,
@@ -111,8 +111,8 @@ class Totals:
         )
 
 
-def totals_of(values: np.ndarray, mapping: Mapping, previous: Fit | None = None) -> Totals:
-    """Totals of one block of kept questions' measures. With `previous`, values whose weight it caps count as capped."""
+def totals_of(values: np.ndarray, mapping: WeightMapping, previous: FittedMapping | None = None) -> MappingTotals:
+    """MappingTotals of one block of kept questions' measures. With `previous`, values whose weight it caps count as capped."""
     assert len(values) <= MAX_BLOCK, "larger blocks must be split"
     values = np.asarray(values, dtype=np.float64)
     if not np.all(values >= 0) or not np.all(np.isfinite(values)):
@@ -123,17 +123,17 @@ def totals_of(values: np.ndarray, mapping: Mapping, previous: Fit | None = None)
         capped = len(values) - int(below.sum())
         values = values[below]
     if not len(values):
-        return Totals(capped=capped)
+        return MappingTotals(capped=capped)
     zeros = len(values) - int(np.count_nonzero(values))
     units = _exact_units(*_terms(values, mapping.exponent))
-    return Totals(len(values), zeros, capped, units, float(values.min()), float(values.max()))
+    return MappingTotals(len(values), zeros, capped, units, float(values.min()), float(values.max()))
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedMapping:
     """A mapping with its normaliser: turns measures into weights whose mean over all kept questions is 1."""
 
-    mapping: Mapping
+    mapping: WeightMapping
     mean: Fraction  # what v^a is divided by
     capped: int = 0
     settled: bool = True  # False: some weight exceeds the clip, so fit again with totals_of(..., previous=this)
@@ -158,7 +158,7 @@ class Fit:
         return weights if self.mapping.clip is None else np.minimum(weights, self.mapping.clip)
 
 
-def fit(totals: Totals, mapping: Mapping, previous: Fit | None = None) -> Fit:
+def fit(totals: MappingTotals, mapping: WeightMapping, previous: FittedMapping | None = None) -> FittedMapping:
     """The normaliser that makes the mean weight 1 (eq. 2). ValueError names the measure, the count and the remedy."""
     total = totals.count + totals.capped
     if not total:
@@ -181,14 +181,14 @@ def fit(totals: Totals, mapping: Mapping, previous: Fit | None = None) -> Fit:
         )
     if not totals.units:  # everything above 0 is capped, and clip was just large enough
         assert previous is not None
-        return Fit(mapping, previous.mean, totals.capped)
+        return FittedMapping(mapping, previous.mean, totals.capped)
     uncapped_weight = total - totals.capped * Fraction(mapping.clip or 0)
     mean = Fraction(totals.units, 1 << SUM_BITS) / uncapped_weight
     unchanged = previous is not None and previous.capped == totals.capped
-    return Fit(mapping, mean, totals.capped, settled=mapping.clip is None or unchanged)
+    return FittedMapping(mapping, mean, totals.capped, settled=mapping.clip is None or unchanged)
 
 
-def weights(values: np.ndarray, mapping: Mapping) -> np.ndarray:
+def weights(values: np.ndarray, mapping: WeightMapping) -> np.ndarray:
     """Weights of the kept questions' measures, all in memory: mean 1, none negative (eq. 2)."""
     fitted = fit(totals_of(values, mapping), mapping)
     while not fitted.settled:
@@ -212,10 +212,10 @@ def exact_mean(units: int, count: int) -> float:
     return units / (count << SUM_BITS)
 
 
-def _fit_linear(totals: Totals, mapping: Mapping) -> Fit:
+def _fit_linear(totals: MappingTotals, mapping: WeightMapping) -> FittedMapping:
     mean = Fraction(totals.units, 1 << SUM_BITS) / totals.count
     if totals.largest == totals.smallest:
-        return Fit(mapping, mean)
+        return FittedMapping(mapping, mean)
     assert mapping.range is not None
     spread = Fraction(totals.largest) - Fraction(totals.smallest)
     bound = float(spread / (mean - Fraction(totals.smallest)))
@@ -224,7 +224,7 @@ def _fit_linear(totals: Totals, mapping: Mapping) -> Fit:
             f"range = {mapping.range:g} makes weights negative for this {mapping.measure}: the largest range is {bound:.6g} "
             f"((max - min) / (mean - min), eq. 4); set weighting.range to at most that"
         )
-    return Fit(mapping, mean, spread=float(spread))
+    return FittedMapping(mapping, mean, spread=float(spread))
 
 
 def _terms(values: np.ndarray, exponent: float) -> tuple[np.ndarray, np.ndarray]:

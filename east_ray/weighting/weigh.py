@@ -4,7 +4,7 @@
     weights/weights.json              {"funnel": ..., "mappings": {column: {..., "log_normaliser", "health": {...}}}}
 
 Two passes over the narrow columns of `grades` (more only when weights are clipped): the first sums what the
-normalisers need, for all mappings at once; the second writes the weights. Sums are exact integers (`uncertainty`), so
+normalisers need, for all mappings at once; the second writes the weights. ShardSums are exact integers (`uncertainty`), so
 nothing depends on how the questions are cut into shards or on which worker finishes first.
 """
 
@@ -23,14 +23,14 @@ from east_ray.config.sections import SelectionConfig, WeightingConfig
 from east_ray.examples.choice import REASONS, REMEDIES, drop_codes, drop_reasons
 from east_ray.records import MEASURES, UserError
 from east_ray.runs.directory import RunDirectory
-from east_ray.runs.shard_tasks import Sums, reduce_shards
-from east_ray.weighting.health import Health, unhealthy
-from east_ray.weighting.mappings import Fit, Mapping, entropies, exact_mean, exact_sum, fit, totals_of
+from east_ray.runs.shard_tasks import ShardSums, reduce_shards
+from east_ray.weighting.health import WeightHealth, unhealthy
+from east_ray.weighting.mappings import FittedMapping, WeightMapping, entropies, exact_mean, exact_sum, fit, totals_of
 
 logger = logging.getLogger(__name__)
 
 # Completions by verdict and by what they are good for; all that weighing reads besides is in COLUMNS.
-VERDICTS = (
+COUNT_COLUMNS = (
     "num_correct",
     "num_incorrect",
     "num_errors",
@@ -39,7 +39,7 @@ VERDICTS = (
     "num_positives",
     "num_negatives",
 )
-COLUMNS = ["question_id", "cluster_sizes", "num_samples", *VERDICTS, "largest_wrong", "mean_tokens", "shortfall"]
+COLUMNS = ["question_id", "cluster_sizes", "num_samples", *COUNT_COLUMNS, "largest_wrong", "mean_tokens", "shortfall"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def weigh(
     *,
     grades: str,
     output: str,
-    mappings: Sequence[Mapping],
+    mappings: Sequence[WeightMapping],
     selection: SelectionConfig,
     weighting: WeightingConfig,
     excluded: Collection[str] = frozenset(),
@@ -145,15 +145,15 @@ def fit_mappings(
     run: RunDirectory,
     grades: str,
     shards: Sequence[str],
-    mappings: Sequence[Mapping],
+    mappings: Sequence[WeightMapping],
     keep: str,
     excluded: Collection[str] = frozenset(),
-) -> tuple[dict[str, Any], dict[str, Fit]]:
+) -> tuple[dict[str, Any], dict[str, FittedMapping]]:
     """The funnel, and every mapping fitted to the kept questions, by column.
 
     One pass over the shards; further ones only for clipped mappings, until their caps settle.
     """
-    fits: dict[str, Fit] = {}
+    fits: dict[str, FittedMapping] = {}
     funnel: dict[str, Any] = {}
     pending = {mapping.column: mapping for mapping in mappings}
     while pending:
@@ -175,10 +175,10 @@ def _shard_sums(
     grades: str,
     keep: str,
     excluded: Collection[str],
-    mappings: dict[str, Mapping],
-    previous: dict[str, Fit],
+    mappings: dict[str, WeightMapping],
+    previous: dict[str, FittedMapping],
     shard: str,
-) -> Sums:
+) -> ShardSums:
     """What one shard adds to the funnel and to every mapping's normaliser."""
     table = run.read_table(grades, shard, columns=COLUMNS)
     codes = drop_codes(table, keep, excluded)
@@ -188,7 +188,7 @@ def _shard_sums(
     for code, name in [(-1, "kept"), *enumerate(REASONS)]:
         parts["questions", name] = int((codes == code).sum())
         parts["completions", name] = int(samples[codes == code].sum())
-    for name in VERDICTS:
+    for name in COUNT_COLUMNS:
         values = table[name].to_numpy()
         parts["all", name] = int(values.sum())
         parts["in_kept", name] = int(values[kept].sum())
@@ -196,7 +196,7 @@ def _shard_sums(
     parts["entropy"] = exact_sum(values["entropy"])
     for column, mapping in mappings.items():
         parts[column] = totals_of(values[mapping.measure], mapping, previous.get(column))
-    return Sums(parts)
+    return ShardSums(parts)
 
 
 def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
             "kept": sums["completions", "kept"],
             "dropped": {name: sums["completions", name] for name in dropped},
             **{
-                scope: {name.removeprefix("num_"): sums[scope, name] for name in VERDICTS}
+                scope: {name.removeprefix("num_"): sums[scope, name] for name in COUNT_COLUMNS}
                 for scope in ("all", "in_kept")
             },
         },
@@ -228,9 +228,9 @@ def _write_shard(
     output: str,
     keep: str,
     excluded: Collection[str],
-    fits: dict[str, Fit],
+    fits: dict[str, FittedMapping],
     shard: str,
-) -> Sums:
+) -> ShardSums:
     """Write one shard of weights; returns the health sums of each column."""
     graded = run.read_table(grades, shard, columns=COLUMNS)
     table = measure_table(graded, keep, excluded)
@@ -239,12 +239,12 @@ def _write_shard(
     parts: dict[Any, Any] = {}
     for column, fitted in fits.items():
         weights = fitted.weights(measure(graded, fitted.mapping.measure)[kept])
-        parts[column] = Health.of(weights, tokens)
+        parts[column] = WeightHealth.of(weights, tokens)
         full = np.zeros(len(table))
         full[kept] = weights
         table = table.append_column(column, pa.array(full, mask=~kept))
     run.write_table(table, output, shard)
-    return Sums(parts)
+    return ShardSums(parts)
 
 
 def _log(funnel: dict[str, Any], health: dict[str, dict[str, float]]) -> None:

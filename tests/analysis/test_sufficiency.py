@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from east_ray.analysis.subsamples import Drawn, entropy_intervals, gather
+from east_ray.analysis.subsamples import GradedArrays, entropy_intervals, gather
 from east_ray.analysis.sufficiency import Sufficiency, assess, sufficiency
 from east_ray.config.load import from_dict
 from east_ray.config.sections import AdaptiveConfig
@@ -191,6 +191,6 @@ def test_a_run_without_grades_says_which_command_comes_first(tmp_path: Path) -> 
 
 def test_only_chosen_questions_stay(tmp_path: Path) -> None:
     drawn = gather(questions(5, 8))
-    kept: Drawn = drawn.where(np.array([True, False, True, False, False]))
+    kept: GradedArrays = drawn.where(np.array([True, False, True, False, False]))
     assert kept.ids == ["q0", "q2"]
     assert kept.entropy().tolist() == drawn.entropy()[[0, 2]].tolist()

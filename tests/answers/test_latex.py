@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from east_ray.answers.latex import evaluate
-from east_ray.answers.values import Unreadable, fingerprint
+from east_ray.answers.values import ParseError, fingerprint
 from tests.support import hostile
 
 LEAF = st.integers(0, 99).map(lambda n: (str(n), Fraction(n)))
@@ -143,7 +143,7 @@ def test_different_values_have_different_keys(left: str, right: str) -> None:
     ["", "+", "1 7", "5 apples", "the", "x+", "(1", "1)", "{1", r"\frac{1}", r"\unknown", "1..2", "a$b", "2^", "is 5"],
 )
 def test_what_is_not_an_expression_is_not_read(text: str) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(ParseError):
         evaluate(text)
 
 
@@ -161,7 +161,7 @@ def test_what_is_not_an_expression_is_not_read(text: str) -> None:
     ],
 )
 def test_what_is_out_of_bounds_is_not_read(text: str) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(ParseError):
         evaluate(text)
 
 
@@ -170,6 +170,6 @@ def test_hostile_answers_are_read_or_refused(tmp_path: Path) -> None:
     for answer in hostile.answers(tmp_path / "canary").values():
         try:
             evaluate(answer)
-        except Unreadable:
+        except ParseError:
             continue
     assert not (tmp_path / "canary").exists()

@@ -29,7 +29,7 @@ from east_ray.evaluation.comparison import (
     vanilla_arms,
 )
 from east_ray.evaluation.evaluate import EVALUATIONS, evaluate, summarise
-from east_ray.evaluation.summary import describe, foresight, render_table
+from east_ray.evaluation.summary import describe, detectable_differences, render_table
 from east_ray.records import CORRECT, ERROR, INCORRECT, QUESTIONS, UserError, prompt_hash
 from east_ray.report import paper
 from east_ray.runs.directory import RunDirectory
@@ -310,11 +310,14 @@ def test_questions_that_could_have_shown_nothing_are_said_to() -> None:
 
 
 def test_what_the_test_questions_can_show_is_said_beforehand_and_grows_with_them() -> None:
-    sizes = [[float(size) for size in re.findall(r"([\d.]+) points on", foresight(n, 0.95))] for n in (1000, 4000)]
+    sizes = [
+        [float(size) for size in re.findall(r"([\d.]+) points on", detectable_differences(n, 0.95))]
+        for n in (1000, 4000)
+    ]
     assert len(sizes[0]) == 4
     # Connor (1987): the smallest visible difference falls with the root of the number of questions.
     assert sizes[0] == pytest.approx([2 * size for size in sizes[1]], rel=0.1)
-    assert "too few" in foresight(3, 0.95)
+    assert "too few" in detectable_differences(3, 0.95)
 
 
 def test_the_terminal_s_table_fits_eighty_columns_and_ends_with_the_verdict(tmp_path: Path) -> None:

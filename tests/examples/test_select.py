@@ -16,11 +16,11 @@ from east_ray.examples.select import SelectionSummary, select
 from east_ray.records import EXAMPLES, QUESTIONS, UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.shard_tasks import silence_ray_data
-from east_ray.weighting.mappings import Mapping
+from east_ray.weighting.mappings import WeightMapping
 from east_ray.weighting.weigh import weigh
 from tests.support.graded import grades_row, samples_row, write_shards
 
-MAPPINGS = [Mapping(exponent=0), Mapping(exponent=1)]
+MAPPINGS = [WeightMapping(exponent=0), WeightMapping(exponent=1)]
 LOSSES = ["sft", "dpo", "kto"]
 ANSWERS = {
     "mixed": ["gold", "7", None, "gold"],

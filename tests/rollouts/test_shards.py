@@ -129,19 +129,19 @@ def test_shard_reads_its_questions_across_row_groups(tmp_path: Path) -> None:
 
 def test_number_of_samples_may_be_raised_later_and_nothing_else(tmp_path: Path) -> None:
     stage = make_run(tmp_path).stage("samples")
-    growing = frozenset({"num_samples"})
+    extendable = frozenset({"num_samples"})
     settings = {"num_samples": 64, "temperature": 1.0}
     stage.complete({}, settings)
-    assert stage.is_current({}, settings, growing)
-    assert not stage.is_current({}, {**settings, "num_samples": 128}, growing)
+    assert stage.is_current({}, settings, extendable)
+    assert not stage.is_current({}, {**settings, "num_samples": 128}, extendable)
     with pytest.raises(UserError, match="made with num_samples = 64, now it is 32"):
-        stage.is_current({}, {**settings, "num_samples": 32}, growing)
+        stage.is_current({}, {**settings, "num_samples": 32}, extendable)
     with pytest.raises(UserError, match=r"made with temperature = 1.0, now it is 0.5"):
-        stage.is_current({}, {"num_samples": 128, "temperature": 0.5}, growing)
+        stage.is_current({}, {"num_samples": 128, "temperature": 0.5}, extendable)
     stage.begin({}, {**settings, "num_samples": 128})
-    assert not stage.is_current({}, {**settings, "num_samples": 128}, growing)
+    assert not stage.is_current({}, {**settings, "num_samples": 128}, extendable)
     with pytest.raises(UserError, match="made with num_samples = 128, now it is 64"):
-        stage.is_current({}, settings, growing)
+        stage.is_current({}, settings, extendable)
 
 
 def test_greedy_with_several_samples_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from east_ray.config.load import Arm, Config, from_dict
 from east_ray.evaluation.evaluate import EVALUATIONS, summarise
 from east_ray.records import CORRECT, EXAMPLES, GRADES, INCORRECT, MEASURES, QUESTIONS, SAMPLES
 from east_ray.runs.directory import RunDirectory, jsonable
-from east_ray.weighting.mappings import Mapping, entropy, weights
+from east_ray.weighting.mappings import WeightMapping, entropy, weights
 
 
 def make_run(
@@ -194,7 +194,7 @@ def _sampled(
     return samples, grades, measures
 
 
-def _weights(table: pa.Table, kept: np.ndarray, mapping: Mapping) -> list[float | None]:
+def _weights(table: pa.Table, kept: np.ndarray, mapping: WeightMapping) -> list[float | None]:
     values = iter(weights(np.asarray(table[mapping.measure])[kept], mapping).tolist())
     return [next(values) if keep else None for keep in kept]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from east_ray.records import UserError
-from east_ray.training.batches import multipliers, plan_training, spread
+from east_ray.training.batches import multipliers, order_for_kl, plan_training
 
 DEFAULTS: dict[str, Any] = {
     "loss": "sft",
@@ -59,7 +59,7 @@ def test_max_steps_replaces_the_epochs() -> None:
 def test_a_kto_completion_is_paired_with_the_one_before_it_in_its_micro_batch() -> None:
     made = plan(8, loss="kto", epochs=1, micro_batch_size=4)
     a, b, c, d, e, f, g, h = made.row_P
-    assert made.neighbour_P.tolist() == [d, a, b, c, h, e, f, g]
+    assert made.kl_row_P.tolist() == [d, a, b, c, h, e, f, g]
 
 
 @given(
@@ -70,7 +70,7 @@ def test_a_kto_completion_is_paired_with_the_one_before_it_in_its_micro_batch() 
 def test_kto_neighbours_are_of_different_questions(counts: list[int], distance: int, seed: int) -> None:
     questions = [f"q{i}" for i, count in enumerate(counts) for _ in range(count)]
     try:
-        order = spread(questions, distance, np.random.default_rng(seed))
+        order = order_for_kl(questions, distance, np.random.default_rng(seed))
     except UserError:
         # Only in a tight spot: some question would need more than half of the places it may have.
         assert max(counts) * distance * 2 > len(questions)

@@ -13,7 +13,7 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from east_ray.training import trainers
-from east_ray.training.gradient_check import WeightsNotExact, prove_weights
+from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from tests.support import oracles
 from tests.support.training_rows import (
     MODEL,
@@ -168,7 +168,7 @@ def test_the_start_up_proof_holds_and_leaves_no_trace(loss: str, dtype: str, tmp
     made = trainer(rows, plan, weights, training, tmp_path, dtype=dtype)
     made.model.train()
     before = torch.get_rng_state()
-    proof = prove_weights(made)
+    proof = check_weighted_gradient(made)
     assert proof.distance <= {"float32": 1e-6, "bfloat16": 0.02}[dtype]
     assert torch.equal(before, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in made.model.parameters())
@@ -188,7 +188,7 @@ def test_the_start_up_proof_holds_in_bf16_on_text_the_model_has_never_seen(loss:
         for name in rows.column_names
     }
     made = trainer(pa.table(columns), plan, weights, training, tmp_path, dtype="bfloat16")
-    assert prove_weights(made).distance <= 0.01
+    assert check_weighted_gradient(made).distance <= 0.01
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -204,8 +204,8 @@ def test_the_start_up_proof_stops_a_training_whose_weights_are(
     monkeypatch.setattr(trainers._ScaleGradient, "apply", lambda values, scale: scaled(values, broken(scale)))
     training = config(loss)
     rows, plan, weights = planned(loss, 16, training)
-    with pytest.raises(WeightsNotExact, match=r"install the versions in pyproject\.toml"):
-        prove_weights(trainer(rows, plan, weights, training, tmp_path))
+    with pytest.raises(WeightedGradientError, match=r"install the versions in pyproject\.toml"):
+        check_weighted_gradient(trainer(rows, plan, weights, training, tmp_path))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -215,8 +215,8 @@ def test_the_start_up_proof_notices_another_loss(loss: str, tmp_path: Path, monk
     monkeypatch.setattr(stock, "compute_loss", lambda *args, **kwargs: 1.2 * theirs(*args, **kwargs))
     training = config(loss)
     rows, plan, weights = planned(loss, 16, training)
-    with pytest.raises(WeightsNotExact):
-        prove_weights(trainer(rows, plan, weights, training, tmp_path))
+    with pytest.raises(WeightedGradientError):
+        check_weighted_gradient(trainer(rows, plan, weights, training, tmp_path))
 
 
 @pytest.mark.parametrize(

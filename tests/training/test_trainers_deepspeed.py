@@ -37,10 +37,10 @@ class Watch(TrainerCallback):
     """Keeps the weights as they are before the first step, and what the start-up proof found."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        from east_ray.training.gradient_check import prove_weights
+        from east_ray.training.gradient_check import check_weighted_gradient
         from east_ray.training.worker import gathered_state
 
-        self.proof = prove_weights(self.trainer).distance  # type: ignore[attr-defined]
+        self.proof = check_weighted_gradient(self.trainer).distance  # type: ignore[attr-defined]
         gathered = gathered_state(self.trainer, self.training)  # type: ignore[attr-defined]
         self.before = {name: tensor.clone() for name, tensor in (gathered or {}).items()}
 

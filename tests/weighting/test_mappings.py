@@ -13,7 +13,7 @@ from scipy import stats
 
 from east_ray.weighting.mappings import (
     Mapping,
-    Totals,
+    MappingTotals,
     effective_sample_size,
     entropies,
     entropy,
@@ -109,7 +109,7 @@ def test_totals_have_the_same_bits_in_any_order_and_any_blocks(
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     pieces = [totals_of(piece, mapping) for piece in np.array_split(shuffled, blocks)]
     random.shuffle(pieces)  # type: ignore[attr-defined]
-    assert sum(pieces, Totals()) == totals_of(values, mapping)
+    assert sum(pieces, MappingTotals()) == totals_of(values, mapping)
 
 
 @pytest.mark.parametrize("size", [10, 1000, 100_000])

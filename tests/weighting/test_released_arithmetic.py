@@ -20,7 +20,7 @@ from east_ray.answers.grading import Grader, grade_table
 from east_ray.config.sections import GradingConfig, SelectionConfig, WeightingConfig
 from east_ray.records import SAMPLES
 from east_ray.runs.directory import RunDirectory
-from east_ray.weighting.mappings import Mapping
+from east_ray.weighting.mappings import WeightMapping
 from east_ray.weighting.weigh import weigh
 
 EXPONENTS = (-1, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3)
@@ -33,9 +33,9 @@ def test_weights_equal_the_released_scripts_on_real_completions(name: str, share
     grades = grade(shared_data / "responses" / f"{name}.jsonl.gz")
     for i in range(0, len(grades), 100):
         run.write_table(grades.slice(i, 100), "grades", f"shard-{i // 100:05d}.parquet")
-    mappings = [Mapping(exponent=a) for a in EXPONENTS]
-    mappings += [Mapping("inaccuracy", exponent=a) for a in EXPONENTS]
-    mappings += [Mapping("dominant_wrong", exponent=a) for a in EXPONENTS if a > 0]
+    mappings = [WeightMapping(exponent=a) for a in EXPONENTS]
+    mappings += [WeightMapping("inaccuracy", exponent=a) for a in EXPONENTS]
+    mappings += [WeightMapping("dominant_wrong", exponent=a) for a in EXPONENTS if a > 0]
     weigh(
         run,
         grades="grades",

@@ -17,17 +17,17 @@ from east_ray.config.sections import SelectionConfig, WeightingConfig
 from east_ray.records import GRADES, UserError
 from east_ray.runs import shard_tasks
 from east_ray.runs.directory import RunDirectory
-from east_ray.weighting.health import Health, unhealthy
-from east_ray.weighting.mappings import Mapping, effective_sample_size, weights
+from east_ray.weighting.health import WeightHealth, unhealthy
+from east_ray.weighting.mappings import WeightMapping, effective_sample_size, weights
 from east_ray.weighting.weigh import measure_table, weigh
 from tests.support.graded import grades_row, write_shards
 
 EXPONENTS = (-3, 0, 0.5, 1, 1.5, 3)
 MAPPINGS = [
-    *(Mapping(exponent=a) for a in EXPONENTS),
-    Mapping("inaccuracy", "mean"),
-    Mapping("dominant_wrong", "linear", range=0.2),
-    Mapping(exponent=3, clip=1.2),
+    *(WeightMapping(exponent=a) for a in EXPONENTS),
+    WeightMapping("inaccuracy", "mean"),
+    WeightMapping("dominant_wrong", "linear", range=0.2),
+    WeightMapping(exponent=3, clip=1.2),
 ]
 
 
@@ -99,14 +99,14 @@ def test_the_funnel_counts_every_question_and_completion_once(run: RunDirectory)
 
 def test_solved_questions_weigh_nothing_when_nothing_else_was_said(run: RunDirectory) -> None:
     rows = [grades_row("easy", ["gold"] * 4), grades_row("hard", ["gold", "1", "2", "3"])]
-    table = weighed(run, rows, 1, mappings=[Mapping()], selection=SelectionConfig(keep="solved"))
+    table = weighed(run, rows, 1, mappings=[WeightMapping()], selection=SelectionConfig(keep="solved"))
     assert table["weight_entropy_power_1"].to_pylist() == [0.0, 2.0]
 
 
 def test_a_negative_exponent_over_solved_questions_names_the_mapping_and_the_remedy(run: RunDirectory) -> None:
     rows = [grades_row("easy", ["gold"] * 4), grades_row("hard", ["gold", "1", "2", "3"])]
     with pytest.raises(UserError, match=r'weight_entropy_power_-1: 1 of 2 kept.*keep = "mixed"'):
-        weighed(run, rows, 1, mappings=[Mapping(exponent=-1)], selection=SelectionConfig(keep="solved"))
+        weighed(run, rows, 1, mappings=[WeightMapping(exponent=-1)], selection=SelectionConfig(keep="solved"))
 
 
 def test_no_kept_question_is_an_error_with_the_funnel(run: RunDirectory) -> None:
@@ -132,14 +132,14 @@ def test_unhealthy_weights_stop_the_run_when_asked_to(run: RunDirectory) -> None
     rows.append(grades_row("one", ["gold", *map(str, range(63))]))
     strict = WeightingConfig(on_unhealthy="stop", exponent=3)
     with pytest.raises(UserError, match=r"weight_entropy_power_3: 51 questions weigh only as much as 1\.0 equal ones"):
-        weighed(run, rows, 20, mappings=[Mapping(exponent=3)], weighting=strict)
-    assert len(weighed(run, rows, 20, mappings=[Mapping(exponent=3)])) == 51  # by default a warning
+        weighed(run, rows, 20, mappings=[WeightMapping(exponent=3)], weighting=strict)
+    assert len(weighed(run, rows, 20, mappings=[WeightMapping(exponent=3)])) == 51  # by default a warning
 
 
 def test_health_equals_numpy_on_the_whole_column() -> None:
     rng = np.random.default_rng(0)
-    weight, tokens = weights(rng.gamma(1.0, 1.0, 5000), Mapping(exponent=2)), rng.uniform(10, 500, 5000)
-    pieces = [Health.of(w, t) for w, t in zip(np.array_split(weight, 9), np.array_split(tokens, 9), strict=True)]
+    weight, tokens = weights(rng.gamma(1.0, 1.0, 5000), WeightMapping(exponent=2)), rng.uniform(10, 500, 5000)
+    pieces = [WeightHealth.of(w, t) for w, t in zip(np.array_split(weight, 9), np.array_split(tokens, 9), strict=True)]
     health = sum(pieces[1:], pieces[0]).figures()
     assert health["effective_sample_size"] == pytest.approx(effective_sample_size(weight), rel=1e-12)
     assert health["effective_share"] == pytest.approx(effective_sample_size(weight) / 5000)
@@ -151,7 +151,7 @@ def test_health_equals_numpy_on_the_whole_column() -> None:
 
 def test_token_weight_is_what_a_token_mean_loss_multiplies_the_gradient_by() -> None:
     # Every token's loss is 1: sum_i w_i sum_t 1 / sum_i |y_i| for two answers of 10 and 30 tokens.
-    health = Health.of(np.array([0.5, 1.5]), np.array([10.0, 30.0])).figures()
+    health = WeightHealth.of(np.array([0.5, 1.5]), np.array([10.0, 30.0])).figures()
     assert health["token_weight"] == pytest.approx((0.5 * 10 + 1.5 * 30) / 40)
     assert health["length_correlation"] == pytest.approx(1)
     (warning,) = unhealthy("w", health, WeightingConfig())
@@ -159,7 +159,7 @@ def test_token_weight_is_what_a_token_mean_loss_multiplies_the_gradient_by() -> 
 
 
 def test_equal_weights_are_healthy_whatever_the_lengths() -> None:
-    health = Health.of(np.ones(30), np.arange(1.0, 31.0)).figures()
+    health = WeightHealth.of(np.ones(30), np.arange(1.0, 31.0)).figures()
     assert (health["effective_share"], health["token_weight"], health["length_correlation"]) == (1.0, 1.0, 0.0)
     assert health["top1_share"] == pytest.approx(1 / 30)
     assert unhealthy("w", health, WeightingConfig()) == []
@@ -179,7 +179,7 @@ def test_measures_of_a_hand_made_question() -> None:
 
 
 def test_weights_json_is_plain_json_with_the_documented_keys(run: RunDirectory) -> None:
-    weighed(run, questions(60), 16, mappings=[Mapping(exponent=1.5)])
+    weighed(run, questions(60), 16, mappings=[WeightMapping(exponent=1.5)])
     stored = json.loads(run.read_bytes("weights", "weights.json"))
     entry = stored["mappings"]["weight_entropy_power_1.5"]
     assert {"measure", "mapping", "exponent", "range", "clip", "log_normaliser", "capped", "health"} == entry.keys()
