@@ -42,7 +42,8 @@ def sampling_config(arguments: argparse.Namespace, **settings: Any) -> SamplingC
 
 
 def prepare(directory: str, count: int) -> RunDirectory:
-    from east_ray.questions.questions import load_questions, load_tokenizer, render
+    from east_ray.models import load_tokenizer
+    from east_ray.questions.questions import load_questions, render
 
     run = RunDirectory(directory)
     questions = load_questions(str(ROOT / "east_ray" / "tiny" / "train.jsonl"), QuestionsConfig(train="-"), count)
@@ -136,7 +137,7 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     from east_ray.rollouts.pools import engine_pool, quiet_ray_data, shard_row
     from east_ray.rollouts.progress import Tally
     from east_ray.rollouts.shards import Shard, count_questions, count_shards
-    from east_ray.runs.placement import on_driver_node
+    from east_ray.runs.cluster import on_driver_node
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]

@@ -154,15 +154,15 @@ def _import_samples(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from east_ray.arms import sweep_arms
     from east_ray.launch import run_and_show
-    from east_ray.sweep import sweep_arms
 
     return run_and_show(sweep_arms(_load(arguments)))
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
+    from east_ray.arms import paper_arms
     from east_ray.launch import run_and_show
-    from east_ray.sweep import paper_arms
 
     return run_and_show(paper_arms(_load(arguments)))
 

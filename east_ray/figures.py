@@ -191,18 +191,3 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def format_points(value: float) -> str:
-    """A difference in points, with its sign: +1.4, −0.3, 0.0."""
-    text = f"{value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
-
-
-def format_value(value: float, percent: bool) -> str:
-    """A tick or label: 12.5%, 1,500, 0.002, 2e-06."""
-    if percent:
-        return f"{100 * value:.6g}%"
-    if value and abs(value) < 1e-3:
-        return f"{value:.2g}"
-    return f"{value:,.6g}"

@@ -12,7 +12,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
-from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, format_points, format_value
+from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout
+from east_ray.formatting import format_points, format_value
 
 # The light theme's palette of report.html.
 COLORS = ("#65625c", "#1f6fb2", "#c2500f", "#08737f", "#8d4fa8", "#8a6a00", "#b3312f", "#557818")

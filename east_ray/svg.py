@@ -10,18 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from east_ray.figures import (
-    NUM_SHADES,
-    Figure,
-    Flow,
-    Forest,
-    Plot,
-    Series,
-    flow_layout,
-    format_points,
-    format_value,
-    nice_ticks,
-)
+from east_ray.figures import NUM_SHADES, Figure, Flow, Forest, Plot, Series, flow_layout, nice_ticks
+from east_ray.formatting import format_points, format_value
 
 FULL, HALF, NARROW = 1028, 484, 326  # px: a card across the page, one of two side by side, and a card on a phone
 CHARACTER = 6.7  # px, mean width of a character at the figures' 12 px

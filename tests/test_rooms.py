@@ -1,4 +1,7 @@
-"""The house has one direction: pure files, then stages, then the pipeline, then the command. Heavy libraries have one door each."""
+"""The table of rooms: which room may import which, for every file; and the one door of each heavy library.
+
+`docs/design.md` shows the same table to readers.
+"""
 
 from __future__ import annotations
 
@@ -11,83 +14,111 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "east_ray"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-# Pure files know nothing of Ray, files or the command; each may import only these of ours.
-PURE = {
+# A row a room (a folder, or a file beside the folders), from the ground up: what it may import besides itself. Every
+# room may import `records`.
+ROOMS: dict[str, set[str]] = {
     "records": set(),
-    "answers": {"records"},
-    "notation": set(),
-    "arithmetic": set(),
-    "expressions": {"arithmetic"},
-    "meaning": {"arithmetic"},
-    "canonical": {"arithmetic", "expressions", "meaning", "notation"},
-    "sandbox": set(),
-    "uncertainty": set(),
-    "adaptive": set(),
-    "statistics": set(),
-    "batches": {"records"},
-    "drawn": {"records"},
-    "engine": {"records", "sections"},
-    "samples": {"engine", "records"},
-    "selection": {"records"},
-    "sections": set(),
-    "training_section": {"sections"},
-    "config": {"records", "sections", "training_section"},
+    "formatting": set(),
+    "console": set(),
+    "config": set(),
+    "runs": {"config"},
+    "answers": {"config"},
+    "models": {"config", "runs"},
+    "questions": {"config", "runs", "models", "answers"},
+    "rollouts": {"config", "runs", "models", "answers", "questions", "console"},
+    "weighting": {"config", "runs"},
+    "examples": {"config", "runs"},
+    "training": {"config", "runs", "models", "console"},
+    "evaluation": {"config", "runs", "answers", "rollouts", "formatting"},
+    "figures": set(),
+    "charts": {"figures"},
+    "svg": {"figures", "formatting"},
+    "png": {"figures", "formatting"},
+    "analysis": {"config", "runs", "answers", "weighting", "rollouts", "figures", "png"},
+    "arms": {"config", "runs", "weighting"},
+    "report": {
+        "config",
+        "runs",
+        "arms",
+        "weighting",
+        "evaluation",
+        "analysis",
+        "figures",
+        "charts",
+        "svg",
+        "png",
+        "formatting",
+    },
+    "preflight": {"config", "runs", "models", "questions", "evaluation"},
+    "stages": {"config", "runs", "arms", "questions", "rollouts", "weighting", "examples", "training", "evaluation"},
+    "pipeline": {"config", "runs", "arms", "stages"},
+    "launch": {"config", "runs", "console", "rollouts", "evaluation", "report", "stages", "pipeline"},
+    "cli": {"config", "runs", "console", "arms", "analysis", "examples", "report", "preflight", "training", "launch"},
+    "tiny": set(),
 }
 # The only files that may import a library at all, even inside a function.
 DOORS = {
-    "vllm": {"sampling"},
-    "trl": {"trainers"},
-    "sympy": {"symbolic"},
-    "math_verify": {"symbolic"},
+    "vllm": "rollouts/vllm_engine.py",
+    "trl": "training/trainers.py",
+    "sympy": "answers/math_verify_worker.py",
+    "math_verify": "answers/math_verify_worker.py",
 }
-TOP = {"cli", "launch"}
 
 
-def imported(module: str) -> set[str]:
-    """Dotted names of everything a module imports, at its top or inside a function."""
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, at its top or inside a function."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def ours(module: str) -> set[str]:
-    names = {name.split(".")[1] for name in imported(module) if name.startswith("east_ray.")}
-    return names & set(MODULES)
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("module", sorted(PURE))
-def test_pure_files_import_only_what_is_below_them(module: str) -> None:
-    assert ours(module) <= PURE[module]
-    assert not {name.split(".")[0] for name in imported(module)} & {
-        "ray",
-        "torch",
-        "transformers",
-        "vllm",
-        "trl",
-        "deepspeed",
-    }
+def rooms_imported(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("east_ray.")} - {room_of(path)}
 
 
-@pytest.mark.parametrize("library", sorted(DOORS))
-def test_each_heavy_library_has_its_door(library: str) -> None:
-    users = {module for module in MODULES if any(name.split(".")[0] == library for name in imported(module))}
-    assert users <= DOORS[library]
-    assert users, f"nothing imports {library} any more: take it from the list"
+def test_the_table_has_a_row_for_every_room_and_no_other() -> None:
+    assert {room_of(path) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_file_imports_only_what_its_room_may(path: Path) -> None:
+    assert rooms_imported(path) <= ROOMS[room_of(path)] | {"records"}
+
+
+def test_the_table_allows_nothing_that_no_file_uses() -> None:
+    used = {room: set[str]() for room in ROOMS}
+    for path in FILES:
+        used[room_of(path)] |= rooms_imported(path)
+    assert {room: allowed - used[room] for room, allowed in ROOMS.items() if allowed - used[room]} == {}
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    graphlib.TopologicalSorter(ROOMS).prepare()
 
 
 def test_no_two_files_import_each_other() -> None:
-    graphlib.TopologicalSorter({module: ours(module) for module in MODULES}).prepare()
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+
+    def targets(path: Path) -> set[str]:
+        return {name for full in imported(path) for name in (full, full.rpartition(".")[0]) if name in names}
+
+    graphlib.TopologicalSorter({name: targets(path) for name, path in names.items()}).prepare()
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - TOP))
-def test_nothing_imports_the_command(module: str) -> None:
-    assert not ours(module) & TOP
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_each_heavy_library_has_one_door(library: str) -> None:
+    users = {str(p.relative_to(PACKAGE)) for p in FILES if any(name.split(".")[0] == library for name in imported(p))}
+    assert users == {DOORS[library]}
 
 
 def test_importing_the_package_and_asking_for_help_loads_nothing_heavy() -> None:

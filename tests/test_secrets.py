@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from east_ray import launch
 from east_ray.cli import main
 from east_ray.config.load import from_dict, load
 from east_ray.config.sections import ModelConfig, QuestionsConfig
-from east_ray.questions.questions import load_questions, load_tokenizer
+from east_ray.models import load_tokenizer
+from east_ray.questions.questions import load_questions
 from east_ray.records import UserError
+from east_ray.runs.provenance import provenance
 from east_ray.training.model_card import write_model_card
 from tests.support.run_factory import make_run
 from tests.support.small_run import ROOT, write_config
@@ -115,7 +116,7 @@ def test_a_model_card_and_provenance_name_no_environment(tmp_path: Path, monkeyp
     write_model_card(run, "round-00/arms/east/model")
     card = run.read_bytes("round-00/arms/east/model", "README.md").decode()
     assert "self-trained" in card
-    assert leaks(card + json.dumps(launch.provenance(load(tmp_path / "c.toml")))) == []
+    assert leaks(card + json.dumps(provenance(load(tmp_path / "c.toml")))) == []
 
 
 def test_code_that_comes_with_a_model_runs_only_when_asked_for(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from east_ray.tiny.make import (
+from scripts.make_tiny_model import (
     GUESS_SHARE,
     IGNORED,
     LEVELS,

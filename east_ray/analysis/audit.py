@@ -21,9 +21,9 @@ from east_ray.answers.grading import Grader, Judgement, group
 from east_ray.answers.normalization import normalise
 from east_ray.answers.sandbox import Sandbox
 from east_ray.config.load import Config, from_dict
-from east_ray.examples.choice import drop_codes
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
+from east_ray.weighting.keep import drop_codes
 from east_ray.weighting.mappings import WeightMapping, entropy, weights
 
 WAYS = (("canonical", "cluster"), ("canonical", "ignore"), ("string", "cluster"), ("string", "ignore"))

@@ -17,7 +17,7 @@ from rich.text import Text
 from east_ray.config.load import from_dict
 from east_ray.evaluation.comparison import DEFAULT, Comparison, Difference, at_round, compare, read_measured
 from east_ray.evaluation.statistics import minimum_detectable_effect
-from east_ray.figures import format_points
+from east_ray.formatting import points, probability
 from east_ray.runs.directory import RunDirectory
 
 DISAGREEMENT = (0.02, 0.05, 0.1, 0.2)  # shares of the questions that two models may answer differently
@@ -96,21 +96,6 @@ def seeds(rows: Sequence[Comparison]) -> str:
     """`, mean of 3 seeds` where arms were trained so many times."""
     most = max((len(row.members) for row in rows), default=1)
     return f", mean of {most} seeds" if most > 1 else ""
-
-
-def percent(share: float) -> str:
-    """A share as 61.2%."""
-    return f"{100 * share:.1f}%"
-
-
-def points(difference: float) -> str:
-    """A difference of accuracies in points, with its sign: +1.4, −0.3, 0.0."""
-    return format_points(100 * difference)
-
-
-def probability(p_value: float) -> str:
-    """`= 0.03`, or `< 0.001`."""
-    return "< 0.001" if p_value < 0.001 else f"= {p_value:.2g}"
 
 
 def _headline_of_training(row: Comparison, default: Comparison | None, level: float) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 
 from east_ray.config.load import Config
+from east_ray.models import check_hub_name, load_tokenizer
 from east_ray.preflight.machine_checks import GIB, Finding, Gpu
 from east_ray.preflight.model_size import DTYPE_BYTES, read_architecture
 from east_ray.preflight.plan import plan
-from east_ray.questions.questions import load_tokenizer
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
-from east_ray.runs.storage import check_hub_name, is_local
+from east_ray.runs.storage import is_local
 
 PROBE = "What is 2 + 2?"
 

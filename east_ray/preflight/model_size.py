@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from east_ray import models
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import LoraConfig, TrainingConfig
 from east_ray.records import UserError
@@ -95,7 +96,7 @@ def read_architecture(model: ModelConfig) -> Architecture:
         except FileNotFoundError:
             raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model") from None
         return from_hf_config(config, model.path)
-    storage.check_hub_name(model.path)
+    models.check_hub_name(model.path)
     if known := KNOWN.get(model.path.lower()):
         return known
     from huggingface_hub import hf_hub_download

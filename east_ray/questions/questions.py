@@ -5,30 +5,23 @@ Everything that can be wrong with a user's question file is found here, before a
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import json
 import logging
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from east_ray.answers.extraction import reference_answer
 from east_ray.config.sections import ModelConfig, QuestionsConfig
+from east_ray.models import load_tokenizer
+from east_ray.questions.sources import read_rows, text_key
 from east_ray.records import QUESTIONS, UserError, prompt_hash
-from east_ray.runs import storage
 from east_ray.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-
-MAX_LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -119,40 +112,6 @@ def render(questions: Iterable[Question], tokenizer: Any, system_prompt: str | N
     return pa.Table.from_pylist(rows, schema=QUESTIONS)
 
 
-def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer. UserError when there is none, or none with a chat template."""
-    from transformers import AutoTokenizer
-
-    is_here = Path(model.path).is_dir()
-    if is_here and not (Path(model.path) / "config.json").exists():
-        raise UserError(
-            f"model.path={model.path!r} has no config.json; give a Hugging Face model directory or a hub name"
-        )
-    if not is_here and storage.is_local(model.path):
-        storage.check_hub_name(model.path)
-        logger.info("no directory %s here: asking the hub for a model of that name", model.path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            storage.local_copy(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"model.path={model.path!r} comes with Python code of its own; read it, and if you trust it set "
-                f"model.trust_remote_code=true"
-            ) from None
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = "copy tokenizer.json and tokenizer_config.json beside the weights"
-        if not is_here:
-            remedy = "check the path, or the hub name, `hf auth login` and the network"
-        raise UserError(f"model.path={model.path!r} has no usable tokenizer ({first}); {remedy}") from None
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"model.path={model.path!r} has no chat template; use an instruct model, or put a chat_template.jinja beside its tokenizer"
-        )
-    return tokenizer
-
-
 def in_test_set(run: RunDirectory, directory: str) -> frozenset[str]:
     """Ids of training questions whose text, spaces and case aside, is also a test question."""
     test = run.read_table(directory, "test.parquet", columns=["question"])
@@ -160,96 +119,6 @@ def in_test_set(run: RunDirectory, directory: str) -> frozenset[str]:
     train = run.read_table(directory, "train.parquet", columns=["question_id", "question"])
     ids = zip(train["question_id"].to_pylist(), train["question"].to_pylist(), strict=True)
     return frozenset(question_id for question_id, text in ids if text_key(text) in texts)
-
-
-def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of each JSON line or Parquet row, one at a time. UserError names the line that is no JSON object."""
-    if source.startswith("hf://"):
-        yield from _hub_rows(source)
-        return
-    filesystem, path = _open(source)
-    if not _is_file(filesystem, path):
-        raise UserError(
-            f"no question file at {source}; questions come as .jsonl, .jsonl.gz, .parquet or hf://owner/name[/config]:split"
-        )
-    if path.endswith(".parquet"):
-        try:
-            with filesystem.open_input_file(path) as stream:
-                batches = pq.ParquetFile(stream).iter_batches(batch_size=64)
-                rows = (row for batch in batches for row in batch.to_pylist())
-                for number, row in enumerate(rows, start=1):
-                    yield f"{source}, row {number}", row
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{source} is not readable as Parquet: {error}; write it again") from None
-    elif path.endswith((".jsonl", ".jsonl.gz", ".json")):
-        yield from _json_lines(source, filesystem, path)
-    else:
-        raise UserError(f"{source}: unknown kind of question file; use .jsonl, .jsonl.gz or .parquet")
-
-
-def _open(source: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in source:
-        return pafs.LocalFileSystem(), str(Path(source).expanduser().absolute())
-    try:
-        return pafs.FileSystem.from_uri(source)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be opened: {error}") from None
-
-
-def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
-    try:
-        return filesystem.get_file_info(path).type == pafs.FileType.File
-    except (pa.ArrowException, OSError, ValueError):  # a loop of links, a NUL byte in the name
-        return False
-
-
-def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
-    try:
-        with filesystem.open_input_file(path) as raw:
-            stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
-            while line := stream.readline(MAX_LINE_BYTES):
-                number += 1
-                if line.strip():
-                    where = f"{source}, line {number}"
-                    yield where, _json_object(line, where)
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(
-            f"{source}, after line {number}: the file is damaged ({error}); fetch or write it again"
-        ) from None
-
-
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    if len(line) == MAX_LINE_BYTES:
-        raise UserError(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one JSON object per line")
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-        if b"\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); mend or delete the line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}; mend or delete the line")
-    return row
-
-
-def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    from datasets import load_dataset
-
-    name, separator, split = source.removeprefix("hf://").rpartition(":")
-    if not separator or not name:
-        raise UserError(f"{source}: name the split too, e.g. hf://openai/gsm8k/main:train")
-    local = Path(name).is_dir()
-    parts = name.split("/")
-    path, config = (name, None) if local else ("/".join(parts[:2]), "/".join(parts[2:]) or None)
-    try:
-        dataset = load_dataset(path, config, split=split)
-    except Exception as error:  # the hub client raises many unrelated types
-        raise UserError(
-            f"{source} cannot be loaded: {error}; check the name, the split, `hf auth login` and the network"
-        ) from None
-    for number, row in enumerate(dataset, start=1):
-        yield f"{source}, row {number}", dict(row)
 
 
 def _question(row: dict[str, Any], where: str, columns: QuestionsConfig, fallback_id: str) -> Question:
@@ -282,11 +151,6 @@ def _question(row: dict[str, Any], where: str, columns: QuestionsConfig, fallbac
 
 def _optional(value: Any) -> str | None:
     return None if value is None else str(value)
-
-
-def text_key(text: str) -> str:
-    """Equal for texts that differ in spaces and case alone."""
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
 def _unit_interval(seed: int, question_id: str) -> float:

@@ -20,7 +20,8 @@ from markupsafe import Markup
 from east_ray import figures, svg
 from east_ray.config.load import from_dict
 from east_ray.evaluation.comparison import DEFAULT, Difference
-from east_ray.evaluation.summary import describe, points, probability, seeds
+from east_ray.evaluation.summary import describe, seeds
+from east_ray.formatting import points, probability
 from east_ray.records import UserError
 from east_ray.report import process, question_browser, results
 from east_ray.report.data import Chapter, ReportData, figure5_name, gather

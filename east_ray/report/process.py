@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from east_ray import charts
-from east_ray.evaluation.summary import percent
+from east_ray.formatting import duration, percent
 from east_ray.report.data import Chapter, ReportData, Table, slug, titled
 from east_ray.weighting.mappings import effective_sample_size
 
@@ -237,11 +237,3 @@ def tokens_of(facts: Mapping[str, Any]) -> int:
     if "overall" in facts:
         return round(facts["overall"]["num_questions"] * facts["mean_tokens"])
     return facts.get("tokens", 0)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 12.3 s, 3 min 20 s or 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

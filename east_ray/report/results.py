@@ -14,8 +14,8 @@ import numpy as np
 from east_ray import charts
 from east_ray.analysis.drift import STATES, RoundDrift, drift
 from east_ray.evaluation.comparison import DEFAULT, Comparison, compare
-from east_ray.evaluation.summary import percent, points, probability
 from east_ray.figures import Bar, Figure
+from east_ray.formatting import percent, points, probability
 from east_ray.report import paper
 from east_ray.report.data import Chapter, ReportData, Table, bar_of, figure5_name, titled
 

@@ -5,18 +5,17 @@ grading worker turns those into files of grades. Only counts travel; completions
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
+from east_ray.models import adapter_rank
 from east_ray.records import UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.adaptive import wanted_samples
@@ -186,17 +185,6 @@ def exit_without_cpp_handlers() -> None:
     stayed behind), and the process would keep its GPU while training asks for it.
     """
     atexit.register(os._exit, 0)
-
-
-def adapter_rank(model: str) -> int:
-    """Rank of the LoRA adapter in a directory; 0 when it holds a whole model, or is a hub name."""
-    if storage.is_local(model):
-        file = Path(model, "adapter_config.json")
-        config = file.read_bytes() if file.is_file() else b"{}"
-    else:
-        uri = storage.join(model, "adapter_config.json")
-        config = storage.read_bytes(uri) if storage.exists(uri) else b"{}"
-    return int(json.loads(config).get("r", 0))
 
 
 def _wanted(plan: RolloutSpec, job: RolloutJob, index: int) -> int | np.ndarray:

@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from east_ray.config.sections import ModelConfig
-from east_ray.questions.questions import load_tokenizer, read_rows, text_key
+from east_ray.models import load_tokenizer
+from east_ray.questions.sources import read_rows, text_key
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.sample_shard import unsampled

@@ -74,7 +74,7 @@ class LiveLine:
     """What engines and graders have done so far: the engines' counts come from the tally, the graders' from finished shards."""
 
     def __init__(self) -> None:
-        from east_ray.runs.placement import on_driver_node
+        from east_ray.runs.cluster import on_driver_node
 
         self.tally = on_driver_node(Tally)
         self._sampled, self._graded = Counter[str](), Counter[str]()

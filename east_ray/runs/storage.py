@@ -12,7 +12,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import shutil
 import time
 import uuid
@@ -39,15 +38,6 @@ R = TypeVar("R")
 def is_local(uri: str) -> bool:
     """Is it a path on this machine, or the name of a hub model?"""
     return "://" not in uri or uri.startswith("file://")
-
-
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-
-
-def check_hub_name(path: str) -> None:
-    """UserError when a model.path, which is no directory here, cannot be the name of a model on a hub either."""
-    if not HUB_NAME.fullmatch(path):
-        raise UserError(f"no model directory at model.path={path!r}; give one, or a hub name such as owner/name")
 
 
 def absolute(uri: str) -> str:

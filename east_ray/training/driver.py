@@ -24,8 +24,8 @@ from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
 from east_ray.records import UserError
 from east_ray.runs import storage
+from east_ray.runs.cluster import on_driver_node
 from east_ray.runs.directory import RunDirectory
-from east_ray.runs.placement import on_driver_node
 from east_ray.training.batches import plan_training
 from east_ray.training.job import TRAINING_THREAD, StatusActor, TrainingJob, TrainingStatus
 from east_ray.training.model_card import FACTS, write_model_card

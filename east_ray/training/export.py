@@ -15,34 +15,16 @@ from pathlib import Path
 
 import peft
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from east_ray.records import UserError
-from east_ray.runs import storage
 
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
 OUR_FILES = ("README.md", "training.json", "manifest.json", "intent.json")
 SHARD_SIZE = "5GB"
-
-
-def local_model(path: str, revision: str | None) -> str:
-    """A directory on this machine for a model given as a directory, an s3:// or gs:// address, or a hub name.
-
-    Object stores are copied to the node once, hub models go to the Hugging Face cache. UserError when there is none.
-    """
-    if os.path.isdir(path) or "://" in path:
-        return storage.local_copy(path)
-    try:
-        return snapshot_download(path, revision=revision)
-    except Exception as error:  # hub errors have no common base: no network, no such name, no permission, ...
-        raise UserError(
-            f"model {path!r} is no directory here and cannot be fetched from the hub ({type(error).__name__}); check "
-            "model.path, or download it first and give its directory"
-        ) from None
 
 
 def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], base: str, target: str, dtype: str) -> str:

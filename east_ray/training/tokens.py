@@ -160,7 +160,7 @@ def _tokenizer(base_model: str, model: ModelConfig) -> Any:
     # Both take seconds to import, and are needed by the first arm only.
     from transformers import AutoTokenizer
 
-    from east_ray.training.export import local_model
+    from east_ray.models import local_model
 
     base = local_model(base_model, model.revision)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=model.trust_remote_code)

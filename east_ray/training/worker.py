@@ -24,8 +24,9 @@ from ray.train import CheckpointUploadMode
 from transformers import TrainerCallback
 
 from east_ray.config.training import TrainingConfig
+from east_ray.models import local_model
 from east_ray.records import UserError
-from east_ray.training.export import local_model, merge_adapter, write_model
+from east_ray.training.export import merge_adapter, write_model
 from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from east_ray.training.job import TrainingJob
 from east_ray.training.trainers import WeightedTrainer, make_trainer

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from east_ray.config.sections import SelectionConfig, WeightingConfig
-from east_ray.examples.choice import REASONS, REMEDIES, drop_codes, drop_reasons
 from east_ray.records import MEASURES, UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.shard_tasks import ShardSums, reduce_shards
 from east_ray.weighting.health import WeightHealth, unhealthy
+from east_ray.weighting.keep import REASONS, REMEDIES, drop_codes, drop_reasons
 from east_ray.weighting.mappings import FittedMapping, WeightMapping, entropies, exact_mean, exact_sum, fit, totals_of
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from east_ray.arms import sweep_arms
 from east_ray.config.load import Arm, Config, from_dict, load
 from east_ray.records import UserError
-from east_ray.sweep import sweep_arms
 
 MINIMAL = {"model": {"path": "m"}, "questions": {"train": "q.jsonl"}}
 

@@ -439,7 +439,8 @@ def test_evaluating_two_models_with_one_engine_fills_their_directories(
 
 def tiny_test_questions(tiny_model: Path, tiny_questions: Path, count: int) -> pa.Table:
     from east_ray.config.sections import QuestionsConfig
-    from east_ray.questions.questions import load_questions, load_tokenizer, render
+    from east_ray.models import load_tokenizer
+    from east_ray.questions.questions import load_questions, render
 
     source = str(tiny_questions / "test.jsonl")
     rows = load_questions(source, QuestionsConfig(train=source), count)

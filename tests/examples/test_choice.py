@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from east_ray.examples.choice import REASONS, REMEDIES, Choice, choose, drop_reasons, training_rows
+from east_ray.examples.choice import Choice, choose, training_rows
 from east_ray.records import GRADES
+from east_ray.weighting.keep import REASONS, REMEDIES, drop_reasons
 from tests.support.graded import grades_row
 
 RIGHT, WRONG = "gold", "42"

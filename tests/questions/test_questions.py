@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from east_ray.config.sections import ModelConfig, QuestionsConfig
-from east_ray.questions.questions import in_test_set, load_questions, load_tokenizer, prepare, render
+from east_ray.models import load_tokenizer
+from east_ray.questions.questions import in_test_set, load_questions, prepare, render
 from east_ray.records import UserError, prompt_hash
 from east_ray.runs.directory import RunDirectory
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from east_ray.arms import paper_arms
 from east_ray.config.load import Arm, from_dict
 from east_ray.records import CORRECT, INCORRECT, UserError
 from east_ray.report import question_browser
 from east_ray.report.page import write_report
 from east_ray.runs.directory import RunDirectory
-from east_ray.sweep import paper_arms
 from tests.support.browser import CHROMIUM, Page, open_page
 from tests.support.run_factory import make_run
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from east_ray.config.sections import ModelConfig, QuestionsConfig
-from east_ray.questions.questions import load_questions, load_tokenizer, render
+from east_ray.models import load_tokenizer
+from east_ray.questions.questions import load_questions, render
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.imported import ImportSummary, import_samples

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from east_ray.config.sections import ModelConfig, SamplingConfig
+from east_ray.models import adapter_rank
 from east_ray.records import QUESTIONS, SAMPLES, UserError, prompt_hash
-from east_ray.rollouts.actors import adapter_rank
 from east_ray.rollouts.engine import (
     Completion,
     Engine,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from east_ray.weighting.mappings import (
-    Mapping,
     MappingTotals,
+    WeightMapping,
     effective_sample_size,
     entropies,
     entropy,
@@ -67,7 +67,7 @@ def test_miller_madow_halves_the_bias_of_the_plug_in_estimate() -> None:
 
 @given(VALUES, st.sampled_from(PAPER_EXPONENTS))
 def test_power_weights_equal_the_equation_and_have_mean_one(values: np.ndarray, exponent: float) -> None:
-    found = weights(values, Mapping(exponent=exponent))
+    found = weights(values, WeightMapping(exponent=exponent))
     exact = [Fraction(float(v)) for v in values]
     if exponent == int(exponent):  # eq. 6 in rational arithmetic
         powers = [v ** int(exponent) for v in exact]
@@ -79,24 +79,26 @@ def test_power_weights_equal_the_equation_and_have_mean_one(values: np.ndarray, 
 
 @given(VALUES)
 def test_mean_division_equals_power_one_bit_for_bit(values: np.ndarray) -> None:
-    assert weights(values, Mapping(mapping="mean")).tolist() == weights(values, Mapping(exponent=1)).tolist()
-    assert weights(values, Mapping(mapping="mean")) == pytest.approx(values / values.mean(), rel=1e-12)
+    assert (
+        weights(values, WeightMapping(mapping="mean")).tolist() == weights(values, WeightMapping(exponent=1)).tolist()
+    )
+    assert weights(values, WeightMapping(mapping="mean")) == pytest.approx(values / values.mean(), rel=1e-12)
 
 
 @given(VALUES, st.floats(0.05, 20), st.sampled_from(PAPER_EXPONENTS))
 def test_weights_do_not_depend_on_the_base_of_the_logarithm(values: np.ndarray, factor: float, exponent: float) -> None:
-    mapping = Mapping(exponent=exponent)
+    mapping = WeightMapping(exponent=exponent)
     assert weights(values * factor, mapping) == pytest.approx(weights(values, mapping), rel=1e-11)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1).map(np.array))
 def test_exponent_zero_gives_ones_even_for_questions_without_uncertainty(values: np.ndarray) -> None:
-    assert weights(values, Mapping(exponent=0)).tolist() == [1.0] * len(values)
+    assert weights(values, WeightMapping(exponent=0)).tolist() == [1.0] * len(values)
 
 
 @given(st.floats(1e-6, 10), st.integers(1, 50), st.floats(-3, 3), st.sampled_from(["power", "mean", "linear"]))
 def test_equal_uncertainty_gives_exactly_ones(value: float, count: int, exponent: float, mapping: str) -> None:
-    chosen = Mapping("entropy", mapping, exponent, 0.5 if mapping == "linear" else None)
+    chosen = WeightMapping("entropy", mapping, exponent, 0.5 if mapping == "linear" else None)
     assert weights(np.full(count, value), chosen).tolist() == [1.0] * count
 
 
@@ -104,7 +106,7 @@ def test_equal_uncertainty_gives_exactly_ones(value: float, count: int, exponent
 def test_totals_have_the_same_bits_in_any_order_and_any_blocks(
     values: np.ndarray, exponent: float, blocks: int, random: object
 ) -> None:
-    mapping = Mapping(exponent=exponent)
+    mapping = WeightMapping(exponent=exponent)
     shuffled = values.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     pieces = [totals_of(piece, mapping) for piece in np.array_split(shuffled, blocks)]
@@ -116,20 +118,20 @@ def test_totals_have_the_same_bits_in_any_order_and_any_blocks(
 @pytest.mark.parametrize("exponent", PAPER_EXPONENTS)
 def test_mean_is_one_to_a_billionth_at_any_size(size: int, exponent: float) -> None:
     values = np.random.default_rng(size).gamma(2.0, 0.5, size) + 0.03
-    assert abs(math.fsum(weights(values, Mapping(exponent=exponent))) / size - 1) < 1e-9
+    assert abs(math.fsum(weights(values, WeightMapping(exponent=exponent))) / size - 1) < 1e-9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exponent", [-3, -0.5, 0.7, 3])
 def test_mean_is_one_to_a_billionth_over_ten_million_questions(exponent: float) -> None:
     values = np.random.default_rng(0).gamma(2.0, 0.5, 10_000_000) + 0.03
-    assert abs(math.fsum(weights(values, Mapping(exponent=exponent))) / len(values) - 1) < 1e-9
+    assert abs(math.fsum(weights(values, WeightMapping(exponent=exponent))) / len(values) - 1) < 1e-9
 
 
 def test_extreme_values_neither_overflow_nor_lose_the_mean() -> None:
     values = np.array([1e-300, 1.0, 1e300])
-    assert weights(values, Mapping(exponent=3)).tolist() == [0.0, 0.0, 3.0]
-    assert weights(values, Mapping(exponent=-10)).tolist() == [3.0, 0.0, 0.0]
+    assert weights(values, WeightMapping(exponent=3)).tolist() == [0.0, 0.0, 3.0]
+    assert weights(values, WeightMapping(exponent=-10)).tolist() == [3.0, 0.0, 0.0]
 
 
 def test_exact_sum_is_exact_where_floats_are_not() -> None:
@@ -140,28 +142,28 @@ def test_exact_sum_is_exact_where_floats_are_not() -> None:
 
 
 def test_no_uncertainty_weighs_nothing_under_a_positive_exponent() -> None:
-    assert weights(np.array([0.0, 1.0, 3.0]), Mapping(exponent=1)).tolist() == [0.0, 0.75, 2.25]
+    assert weights(np.array([0.0, 1.0, 3.0]), WeightMapping(exponent=1)).tolist() == [0.0, 0.75, 2.25]
 
 
 def test_no_uncertainty_under_a_negative_exponent_says_how_many_and_what_to_do() -> None:
     with pytest.raises(ValueError, match=r'2 of 3 kept questions have entropy = 0.*keep = "mixed"'):
-        weights(np.array([0.0, 0.0, 1.0]), Mapping(exponent=-1))
+        weights(np.array([0.0, 0.0, 1.0]), WeightMapping(exponent=-1))
 
 
 def test_no_uncertainty_anywhere_says_that_every_weight_is_zero() -> None:
     with pytest.raises(ValueError, match="inaccuracy is 0 for all 2 kept questions"):
-        weights(np.zeros(2), Mapping("inaccuracy"))
+        weights(np.zeros(2), WeightMapping("inaccuracy"))
 
 
 def test_nothing_kept_is_an_error() -> None:
     with pytest.raises(ValueError, match="no question is kept"):
-        weights(np.array([]), Mapping())
+        weights(np.array([]), WeightMapping())
 
 
 @pytest.mark.parametrize("bad", [[-0.1, 1.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_a_measure_that_is_no_measure_is_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="finite and not negative"):
-        weights(np.array(bad), Mapping())
+        weights(np.array(bad), WeightMapping())
 
 
 @given(
@@ -172,7 +174,7 @@ def test_linear_weights_have_mean_one_and_the_range_asked_for(values: np.ndarray
     low, high, mean = (Fraction(float(x)) for x in (values.min(), values.max(), 0))
     mean = sum((Fraction(float(v)) for v in values), mean) / len(values)
     bound = float((high - low) / (mean - low))
-    found = weights(values, Mapping(mapping="linear", range=share * bound))
+    found = weights(values, WeightMapping(mapping="linear", range=share * bound))
     assert found.max() - found.min() == pytest.approx(share * bound, rel=1e-9)
     assert abs(math.fsum(found) / len(found) - 1) < 1e-9
     assert found.min() >= 0
@@ -180,8 +182,8 @@ def test_linear_weights_have_mean_one_and_the_range_asked_for(values: np.ndarray
 
 def test_a_range_beyond_the_bound_of_equation_four_prints_the_bound() -> None:
     with pytest.raises(ValueError, match=r"largest range is 1\.5"):
-        weights(np.array([0.0, 1.0, 1.0]), Mapping(mapping="linear", range=1.6))
-    assert weights(np.array([0.0, 1.0, 1.0]), Mapping(mapping="linear", range=1.5)).tolist() == [0.0, 1.5, 1.5]
+        weights(np.array([0.0, 1.0, 1.0]), WeightMapping(mapping="linear", range=1.6))
+    assert weights(np.array([0.0, 1.0, 1.0]), WeightMapping(mapping="linear", range=1.5)).tolist() == [0.0, 1.5, 1.5]
 
 
 @settings(max_examples=60)
@@ -189,7 +191,10 @@ def test_a_range_beyond_the_bound_of_equation_four_prints_the_bound() -> None:
 def test_clipped_weights_keep_mean_one_and_the_ratios_below_the_cap(
     values: np.ndarray, exponent: float, clip: float
 ) -> None:
-    found, free = weights(values, Mapping(exponent=exponent, clip=clip)), weights(values, Mapping(exponent=exponent))
+    found, free = (
+        weights(values, WeightMapping(exponent=exponent, clip=clip)),
+        weights(values, WeightMapping(exponent=exponent)),
+    )
     assert found.max() <= clip
     assert abs(math.fsum(found) / len(found) - 1) < 1e-9
     below = found < clip
@@ -203,34 +208,34 @@ def test_clipped_weights_keep_mean_one_and_the_ratios_below_the_cap(
 
 def test_clipping_by_hand() -> None:
     # 1, 1, 1, 5 have mean 2; with 2 for the last, the other three share the remaining 2.
-    found = weights(np.array([1.0, 1.0, 1.0, 5.0]), Mapping(clip=2.0))
+    found = weights(np.array([1.0, 1.0, 1.0, 5.0]), WeightMapping(clip=2.0))
     assert found == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
 
 
 def test_a_clip_that_zeros_make_impossible_is_refused() -> None:
     with pytest.raises(ValueError, match="only 1 of 4 kept questions"):
-        weights(np.array([0.0, 0.0, 0.0, 1.0]), Mapping(clip=3.0))
-    assert weights(np.array([0.0, 0.0, 0.0, 1.0]), Mapping(clip=4.0)).tolist() == [0.0, 0.0, 0.0, 4.0]
+        weights(np.array([0.0, 0.0, 0.0, 1.0]), WeightMapping(clip=3.0))
+    assert weights(np.array([0.0, 0.0, 0.0, 1.0]), WeightMapping(clip=4.0)).tolist() == [0.0, 0.0, 0.0, 4.0]
 
 
 def test_a_fit_knows_the_normaliser_of_equation_five() -> None:
     values = np.array([0.5, 1.0, 2.0])
-    fitted = fit(totals_of(values, Mapping(exponent=1.5)), Mapping(exponent=1.5))
+    fitted = fit(totals_of(values, WeightMapping(exponent=1.5)), WeightMapping(exponent=1.5))
     assert np.exp(1.5 * np.log(values) + fitted.log_normaliser) == pytest.approx(fitted.weights(values), rel=1e-12)
 
 
 def test_columns_tell_mappings_apart() -> None:
     mappings = [
-        *(Mapping(exponent=a) for a in (*PAPER_EXPONENTS, 1 + 1e-10)),
-        Mapping(mapping="mean"),
-        Mapping(mapping="linear", range=1.5),
-        Mapping("inaccuracy"),
-        Mapping(exponent=3, clip=10),
+        *(WeightMapping(exponent=a) for a in (*PAPER_EXPONENTS, 1 + 1e-10)),
+        WeightMapping(mapping="mean"),
+        WeightMapping(mapping="linear", range=1.5),
+        WeightMapping("inaccuracy"),
+        WeightMapping(exponent=3, clip=10),
     ]
     assert len({mapping.column for mapping in mappings}) == len(mappings)
-    assert Mapping().column == "weight_entropy_power_1"
-    assert Mapping(exponent=3, clip=10).column == "weight_entropy_power_3_clip_10"
-    assert Mapping(mapping="mean", exponent=2) == Mapping(mapping="mean", exponent=1)
+    assert WeightMapping().column == "weight_entropy_power_1"
+    assert WeightMapping(exponent=3, clip=10).column == "weight_entropy_power_3_clip_10"
+    assert WeightMapping(mapping="mean", exponent=2) == WeightMapping(mapping="mean", exponent=1)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +249,7 @@ def test_columns_tell_mappings_apart() -> None:
 )
 def test_a_mapping_that_makes_no_sense_names_the_setting(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Mapping(**settings)
+        WeightMapping(**settings)
 
 
 def test_effective_sample_size_of_equal_weights_is_their_number_and_of_one_weight_is_one() -> None:

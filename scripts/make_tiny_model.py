@@ -1,4 +1,4 @@
-"""Make the bundled tiny model and its questions from nothing: `python -m east_ray.tiny.make`.
+"""Make the bundled tiny model and its questions from nothing: `python scripts/make_tiny_model.py`.
 
 The model is a character-level Llama of 0.9 million parameters that is asked for running totals ("Start with 7, then
 +5 *3 -4."). What it is pre-trained on leaves honest room for self-training: it first learns to work answers out in
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1] / "east_ray" / "tiny"
 LARGEST_TOTAL = 199
 LARGEST_TERM, LARGEST_FACTOR = 12, 5
 # Of the mixture's answers, by the question's steps: the longer the question, the more tempting the guess.

@@ -1,0 +1,71 @@
+"""Which questions can be trained on, and the one named reason why a question is dropped (METHOD, step 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# A dropped question is counted under the first of these that holds.
+REASONS = {
+    "in test set": "its text is also in the test set",
+    "no samples": "sampling returned nothing (see the shortfall)",
+    "grader error": "no completion could be judged",
+    "truncated": "every completion, or every correct one, was cut off at max_new_tokens",
+    "all wrong": "no completion is correct",
+    "all correct": "no completion is incorrect (keep = mixed)",
+    "no usable positive": "no correct completion finished and carries an answer",
+    "no usable negative": "every incorrect completion is empty (keep = mixed)",
+}
+
+
+# What helps when that reason leaves nothing to train on.
+REMEDIES = {
+    "in test set": "train on other questions than the test set's, or set selection.exclude_test_questions=false",
+    "no samples": "read the column `shortfall` of the samples, mend the cause and sample again",
+    "grader error": "raise grading.deadline_seconds or grading.memory_gib and verify again",
+    "truncated": "raise sampling.max_new_tokens and sample again",
+    "all wrong": "look at a few completions beside their references: if they agree, the answer column or the prompt is "
+    "off; else take easier questions, more samples or an abler model",
+    "all correct": "take harder questions, or set selection.keep=solved for SFT",
+    "no usable positive": "raise sampling.max_new_tokens, or ask for the answer in \\boxed{} (questions.system_prompt)",
+    "no usable negative": "set selection.keep=solved for SFT",
+}
+
+
+_COUNTS = ("num_samples", "num_correct", "num_incorrect", "num_truncated", "num_positives", "num_negatives")
+
+
+def drop_reasons(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> pa.StringArray:
+    """One reason per GRADES row, null where the question is kept; arguments as for `drop_codes`."""
+    codes = drop_codes(grades, keep, excluded)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(list(REASONS))).cast(pa.string())
+
+
+def drop_codes(grades: pa.Table, keep: str, excluded: Collection[str] = frozenset()) -> np.ndarray:
+    """Position in REASONS of each GRADES row's reason, -1 where the question is kept.
+
+    `keep` is "mixed" (a correct and an incorrect completion) or "solved" (a correct one); `excluded` are question ids.
+    """
+    total, right, wrong, cut, positives, negatives = (grades[name].to_numpy() for name in _COUNTS)
+    mixed = keep == "mixed"
+    holds = {
+        "in test set": _is_in(grades, excluded),
+        "no samples": total == 0,
+        "grader error": right + wrong == 0,
+        "truncated": np.where(right == 0, cut == total, (positives == 0) & (cut >= right)),
+        "all wrong": right == 0,
+        "all correct": (wrong == 0) & mixed,
+        "no usable positive": positives == 0,
+        "no usable negative": (negatives == 0) & mixed,
+    }
+    assert list(holds) == list(REASONS)
+    return np.select(list(holds.values()), range(len(holds)), default=-1)
+
+
+def _is_in(grades: pa.Table, excluded: Collection[str]) -> np.ndarray:
+    if not excluded:
+        return np.zeros(len(grades), dtype=bool)
+    return pc.is_in(grades["question_id"], value_set=pa.array(sorted(excluded))).to_numpy()  # type: ignore[attr-defined]
