@@ -1,4 +1,4 @@
-"""Doctor's checks of a config: does it fit this machine, can it be written, fetched and prompted as the run will do it?"""
+"""Doctor's checks of a config: does it fit this machine, can its run directory be written, its model fetched and prompted?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 from east_ray.config.load import Config
 from east_ray.models import check_hub_name, load_tokenizer
-from east_ray.preflight.machine_checks import GIB, Finding, Gpu
+from east_ray.preflight.machine_checks import GIB, Finding, Gpu, fail, ok, warn
 from east_ray.preflight.model_size import DTYPE_BYTES, read_architecture
 from east_ray.preflight.plan import plan
 from east_ray.records import UserError
@@ -24,28 +24,20 @@ PROBE = "What is 2 + 2?"
 
 
 def check_devices(config: Config, gpus: Sequence[Gpu]) -> Iterator[Finding]:
-    """GPUs this config asks for against those of this machine; the run may still have others in its cluster."""
+    """The GPUs this config asks for against those of this machine; a cluster may have others."""
     per_engine = config.sampling.gpus_per_engine
     if not config.training.use_gpu and per_engine == 0:
         return
     if not gpus:
-        detail = "the config trains or samples on GPUs, and this machine shows none"
-        yield Finding(
-            "devices",
-            "warn",
-            detail,
-            "right on a cluster's head; alone, set sampling.gpus_per_engine=0 and training.use_gpu=false",
+        remedy = (
+            "expected on a cluster's head; on one machine set sampling.gpus_per_engine=0 and training.use_gpu=false"
         )
+        yield warn("devices", "the config trains or samples on GPUs, and this machine shows none", remedy)
     elif per_engine > len(gpus):
-        detail = f"one engine takes {per_engine:g} GPUs, this machine has {len(gpus)}"
-        yield Finding(
-            "devices",
-            "warn",
-            detail,
-            "an engine must fit one node: lower sampling.tensor_parallel_size, or use larger nodes",
-        )
+        remedy = "an engine must fit one node: lower sampling.tensor_parallel_size, or use larger nodes"
+        yield warn("devices", f"one engine takes {per_engine:g} GPUs, this machine has {len(gpus)}", remedy)
     else:
-        yield Finding("devices", "ok", f"{len(gpus)} GPUs for engines of {per_engine:g}")
+        yield ok("devices", f"{len(gpus)} GPUs for engines of {per_engine:g}")
 
 
 def check_host_memory(config: Config, available_bytes: int | None = None) -> Iterator[Finding]:
@@ -56,17 +48,16 @@ def check_host_memory(config: Config, available_bytes: int | None = None) -> Ite
     try:
         weights = read_architecture(config.model).parameters * DTYPE_BYTES[config.model.dtype] / GIB
     except UserError as error:
-        yield Finding("memory", "fail", str(error), "correct model.path")
+        yield fail("memory", str(error), "correct model.path")
         return
     engines, cache = config.sampling.max_engines, config.sampling.kv_cache_gib
     needed = engines * (weights + cache + 1.5)  # an engine process without either takes 1.5 GiB
     detail = f"{engines} CPU engine(s) need {needed:.1f} GiB, {available:.1f} GiB are free"
     if needed > available:
-        yield Finding(
-            "memory", "fail", detail, "lower sampling.kv_cache_gib or sampling.max_engines, or use a smaller model"
-        )
+        remedy = "lower sampling.kv_cache_gib or sampling.max_engines, or use a smaller model"
+        yield fail("memory", detail, remedy)
     else:
-        yield Finding("memory", "ok", detail)
+        yield ok("memory", detail)
 
 
 def check_storage(config: Config) -> Iterator[Finding]:
@@ -81,36 +72,28 @@ def check_storage(config: Config) -> Iterator[Finding]:
         if run.is_local and not existed:
             os.rmdir(run.root)
     except (UserError, OSError) as error:
-        yield Finding(
-            "storage",
-            "fail",
-            f"run.dir={config.run.dir!r}: {error}",
-            "another --set run.dir=..., or the credentials and rights to write there",
-        )
+        remedy = "another --set run.dir=..., or credentials and permission to write there"
+        yield fail("storage", f"run.dir={config.run.dir!r}: {error}", remedy)
         return
     if not intact:
-        yield Finding(
-            "storage", "fail", f"{config.run.dir} gave back other bytes than were written", "use another filesystem"
-        )
+        yield fail("storage", f"{config.run.dir} returned other bytes than were written", "use another filesystem")
     elif run.is_local:
         yield _free_space(config, run)
     else:
-        yield Finding("storage", "ok", f"{config.run.dir} can be written and read")
+        yield ok("storage", f"{config.run.dir} can be written and read")
 
 
 def _free_space(config: Config, run: RunDirectory) -> Finding:
-    place = next(parent for parent in [Path(run.root), *Path(run.root).parents] if parent.exists())
-    free = shutil.disk_usage(place).free / GIB
+    existing = next(parent for parent in [Path(run.root), *Path(run.root).parents] if parent.exists())
+    free = shutil.disk_usage(existing).free / GIB
     try:
         needed = plan(config).disk_gib
-    except UserError:  # what keeps the plan from being made is another check's finding
-        return Finding("storage", "ok", f"{config.run.dir} can be written, {free:.1f} GiB free")
+    except UserError:  # another check reports what prevents a plan
+        return ok("storage", f"{config.run.dir} can be written, {free:.1f} GiB free")
     detail = f"{config.run.dir}: {free:.1f} GiB free, the run needs about {needed:.2g}"
     if free < needed:
-        return Finding(
-            "storage", "fail", detail, "free some, or --set run.dir=... on a larger disk or s3://bucket/prefix"
-        )
-    return Finding("storage", "ok", detail)
+        return fail("storage", detail, "free some, or --set run.dir=... on a larger disk or s3://bucket/prefix")
+    return ok("storage", detail)
 
 
 def check_hub(
@@ -119,7 +102,9 @@ def check_hub(
     token: Callable[[], str | None] | None = None,
     access: Callable[[str], None] | None = None,
 ) -> Iterator[Finding]:
-    """Can the model be fetched? `token` and `access` are the hub client's; a directory, here or on a store, needs neither."""
+    """Can the model be fetched from the hub? `token` and `access` are the hub client's. A directory, here or on an
+    object store, needs neither.
+    """
     if os.path.isdir(config.model.path) or not is_local(config.model.path):
         return
     import huggingface_hub
@@ -128,88 +113,60 @@ def check_hub(
     try:
         check_hub_name(config.model.path)
     except UserError as error:
-        yield Finding("model", "fail", str(error).split("; ")[0], "correct model.path")
+        yield fail("model", str(error).split("; ")[0], "correct model.path")
         return
     repo, token, access = config.model.path, token or huggingface_hub.get_token, access or huggingface_hub.auth_check
     if environment.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        yield Finding(
-            "hub",
-            "warn",
-            f"HF_HUB_OFFLINE is set: {repo} must already be in the cache",
-            "unset HF_HUB_OFFLINE, or point model.path at a directory",
-        )
+        remedy = "unset HF_HUB_OFFLINE, or point model.path at a directory"
+        yield warn("hub", f"HF_HUB_OFFLINE is set: {repo} must already be in the cache", remedy)
         return
     login = "" if token() else "; no token is set: `hf auth login`, or HF_TOKEN"
     try:
         access(repo)
-        yield Finding("hub", "ok", f"{repo} can be fetched")
+        yield ok("hub", f"{repo} can be fetched")
     except GatedRepoError:
-        yield Finding(
-            "hub",
-            "fail",
-            f"{repo} is gated and not yet granted",
-            f"accept its licence at https://huggingface.co/{repo}{login}",
-        )
+        remedy = f"accept its licence at https://huggingface.co/{repo}{login}"
+        yield fail("hub", f"{repo} is gated and access is not granted yet", remedy)
     except RepositoryNotFoundError:
-        yield Finding("hub", "fail", f"the hub knows no {repo}, or hides it", f"check the name{login}")
+        yield fail("hub", f"the hub has no {repo}, or hides it", f"check the name{login}")
     except Exception as error:  # whatever the client's HTTP library raises without a network
-        yield Finding(
-            "hub",
-            "fail",
-            f"the hub does not answer ({type(error).__name__})",
-            "check the network; for a model in the cache set HF_HUB_OFFLINE=1, or point model.path at a directory",
-        )
+        remedy = "check the network; for a model in the cache set HF_HUB_OFFLINE=1, or point model.path at a directory"
+        yield fail("hub", f"the hub does not answer ({type(error).__name__})", remedy)
 
 
 def check_chat_template(config: Config, tokenizer: Any = None) -> Iterator[Finding]:
-    """Render one prompt as the run will, and look for what changes prompts behind one's back."""
+    """Render one prompt as the run will, and flag template features that silently change prompts."""
+    name = "chat template"
     try:
         tokenizer = tokenizer or load_tokenizer(config.model)
     except UserError as error:
-        yield Finding("chat template", "fail", str(error).split("; ")[0], str(error).split("; ")[-1])
+        yield fail(name, str(error).split("; ")[0], str(error).split("; ")[-1])
         return
     system, user = config.questions.system_prompt, [{"role": "user", "content": PROBE}]
     messages = [{"role": "system", "content": system}, *user] if system else user
     try:
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template raises whatever it likes
-        yield Finding(
-            "chat template",
-            "fail",
-            f"does not render: {error}",
-            'a template without system role needs questions.system_prompt = ""',
-        )
+        remedy = 'a template without system role needs questions.system_prompt = ""'
+        yield fail(name, f"does not render: {error}", remedy)
         return
-    template = tokenizer.get_chat_template()
+    template, tokens = tokenizer.get_chat_template(), tokenizer(prompt, add_special_tokens=False)["input_ids"]
     trouble = list(_template_trouble(tokenizer, template, messages, prompt))
-    yield from trouble or [
-        Finding(
-            "chat template",
-            "ok",
-            f"renders {len(tokenizer(prompt, add_special_tokens=False)['input_ids'])} tokens around a short question",
-        )
-    ]
+    yield from trouble or [ok(name, f"renders {len(tokens)} tokens around a short question")]
 
 
 def _template_trouble(tokenizer: Any, template: str, messages: list[dict[str, str]], prompt: str) -> Iterator[Finding]:
     name = "chat template"
     if missing := [m["role"] for m in messages if m["content"] not in prompt]:
-        yield Finding(
-            name,
-            "fail",
-            f"drops the {' and '.join(missing)} message",
-            "repair chat_template.jinja beside the tokenizer",
-        )
+        remedy = "repair chat_template.jinja beside the tokenizer"
+        yield fail(name, f"drops the {' and '.join(missing)} message", remedy)
     if prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False):
         detail = "does not open the assistant's turn (add_generation_prompt changes nothing)"
-        yield Finding(name, "warn", detail, "check that the model answers rather than continues the question")
+        yield warn(name, detail, "check that the model answers rather than continues the question")
     if "strftime_now" in template or "date_string" in template:
         detail = "puts today's date into every prompt; a run keeps the prompts of its first day, other runs differ"
-        yield Finding(
-            name, "warn", detail, "to compare runs over days, write a fixed date into a copy's chat_template.jinja"
-        )
+        remedy = "to compare runs over days, write a fixed date into a copy's chat_template.jinja"
+        yield warn(name, detail, remedy)
     if "<think>" in template or "enable_thinking" in template:
-        detail = "knows thinking tags: completions may open with long thoughts"
-        yield Finding(
-            name, "warn", detail, "raise sampling.max_new_tokens, or turn thinking off in a copy's chat_template.jinja"
-        )
+        remedy = "raise sampling.max_new_tokens, or turn thinking off in a copy's chat_template.jinja"
+        yield warn(name, "has thinking tags: completions may open with long thoughts", remedy)

@@ -1,4 +1,4 @@
-"""What is wrong with this machine or this config, each finding with its remedy, before a run finds out the slow way."""
+"""The doctor: every check of this machine and of a config, each finding with its remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from east_ray.preflight.machine_checks import Finding
 
 
 def diagnose(config: Config | None) -> list[Finding]:
-    """Check this machine and, where a config is given, whatever it names. Nothing is changed or started."""
+    """Check this machine and, given a config, everything it names. Nothing is changed or started."""
     return list(_findings(config))
 
 
@@ -36,7 +36,7 @@ def _findings(config: Config | None) -> Iterator[Finding]:
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """One line per finding, its remedy below it, and a last line that counts them."""
+    """One line per finding, its remedy below it, and a last line with the counts."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:

