@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.metadata
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).resolve().parent.parent / "east_ray"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -119,6 +122,18 @@ def test_no_two_files_import_each_other() -> None:
 def test_each_heavy_library_has_one_door(library: str) -> None:
     users = {str(p.relative_to(PACKAGE)) for p in FILES if any(name.split(".")[0] == library for name in imported(p))}
     assert users == {DOORS[library]}
+
+
+def test_every_library_that_a_file_imports_is_declared_in_pyproject() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    names = {Requirement(line).name.lower().replace("_", "-") for line in declared}
+    homes = importlib.metadata.packages_distributions()
+    tops = (
+        {name.split(".")[0] for path in FILES for name in imported(path)} - set(sys.stdlib_module_names) - {"east_ray"}
+    )
+    undeclared = {top for top in tops if not {home.lower().replace("_", "-") for home in homes[top]} & names}
+    assert undeclared == set()
 
 
 def test_importing_the_package_and_asking_for_help_loads_nothing_heavy() -> None:

