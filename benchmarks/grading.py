@@ -1,9 +1,9 @@
-r"""How fast, how right and how safe grading is, on real responses: `python benchmarks/grading.py --data ../shared/data`.
+r"""Speed, accuracy and safety of grading on real responses: `python benchmarks/grading.py --data ../shared/data`.
 
-    speed        responses per second and core, beside two ways people grade with math-verify
+    speed        responses per second and core, against two common ways to grade with math-verify
     agreement    our verdicts against math-verify's on the same normal forms
     equivalence  accuracy on published equivalence cases, by kind and source, every disagreement listed
-    hostile      time and memory of each answer in tests/hostile.py
+    hostile      time and memory of each answer in tests/support/hostile.py
     clusters     the clusters of ten questions, to read
 
 Process time (user + system, workers included) on one core, memo cold, the symbolic worker started beforehand.
@@ -29,7 +29,7 @@ from pathlib import Path
 import math_verify
 import psutil
 
-from east_ray.answers.canonical import read
+from east_ray.answers.canonical import parse
 from east_ray.answers.extraction import extract_answer
 from east_ray.answers.grading import Grader
 from east_ray.answers.normalization import normalise
@@ -232,8 +232,8 @@ def hostile(_: Path) -> None:
             seconds = time.perf_counter() - start
             worst = max(worst, seconds)
             verdicts[graded.verdicts[0]] += 1
-            beside = "beside it all well" if graded.verdicts[1:] == ["correct", "incorrect"] else "BESIDE IT WRONG"
-            print(f"{seconds:>7.2f} s {peak[0] >> 20:>5} MiB  {graded.verdicts[0]:<9}  {name:<36} {beside}", flush=True)
+            others = "others right" if graded.verdicts[1:] == ["correct", "incorrect"] else "OTHERS WRONG"
+            print(f"{seconds:>7.2f} s {peak[0] >> 20:>5} MiB  {graded.verdicts[0]:<9}  {name:<36} {others}", flush=True)
         print(
             f"{len(attacks)} inputs, limit {limit} s, longest {worst:.2f} s; {dict(verdicts)}; executed: {canary.exists()}"
         )
@@ -255,8 +255,8 @@ def clusters(data: Path) -> None:
     with Grader(GradingConfig(answer_tags=True)) as grader:
         for gold, texts in rows:
             graded = grader.grade(gold, texts)
-            meaning = read(normalise(gold))
-            print(f"\nreference {gold!r}, {meaning.key if meaning else 'not read'}")
+            canonical = parse(normalise(gold))
+            print(f"\nreference {gold!r}, {canonical.key if canonical else 'not parsed'}")
             for number, (size, verdict) in enumerate(zip(graded.cluster_sizes, graded.cluster_verdicts, strict=True)):
                 spellings = collections.Counter(
                     answer for answer, cluster in zip(graded.answers, graded.clusters, strict=True) if cluster == number

@@ -1,9 +1,9 @@
-r"""What a normalised answer means: a canonical key, the same for every way of writing the same thing.
+r"""Canonical answers: one key for every way of writing the same mathematical object.
 
     number  words  2516_8  expression | list  (tuple]  \{set\}  interval \cup interval  matrix | equation  inequality
 
-Equality of keys is an equivalence relation by construction. Reading is pure and bounded (`expressions.py`), and says
-None rather than guess; such an answer is opaque, equal to its own spelling only.
+Equality of keys is an equivalence relation by construction. Parsing is pure and bounded (`latex.py`), and returns None
+rather than guess; such an answer is opaque, equal to its own spelling only.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from east_ray.answers.normalization import words_in
 from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, subtract
 
 
-def read(normal: str) -> CanonicalAnswer | None:
-    """The meaning of an answer in normal form; None when any part of it is not understood.
+def parse(normal: str) -> CanonicalAnswer | None:
+    """The canonical form of a normalised answer; None when any part of it is not understood.
 
-    What is not understood and has words in it, or is longer than formulas are, is a text: it means itself.
+    Text that is not understood and contains words, or is longer than formulas are, stands for itself.
     """
     try:
-        return _read(normal)
+        return _parse(normal)
     except ParseError:
         is_text = len(normal) > MAX_CHARS or words_in(normal)
         return CanonicalAnswer(f"text {normal.casefold()}") if is_text else None
 
 
-def _read(text: str) -> CanonicalAnswer:
+def _parse(text: str) -> CanonicalAnswer:
     text = text.strip()
     if _INTEGER.fullmatch(text):
         return leaf(Fraction(int(text)), text)
-    for reader in PARSERS:
-        if meaning := reader(text):
-            return meaning
+    for parser in PARSERS:
+        if canonical := parser(text):
+            return canonical
     value = evaluate(text)
     return leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
 
@@ -48,7 +48,7 @@ _FLOAT = re.compile(r"-?[0-9]*\.[0-9]{12,}")
 
 
 def _exact(printed: Fraction) -> Fraction:
-    """The fraction whose floating-point print this is: 2.6666666666666665 means 8/3."""
+    """The fraction that prints as this float: 2.6666666666666665 is 8/3."""
     near = printed.limit_denominator(1_000)
     return near if abs(near - printed) * 10**12 <= abs(printed) else printed
 
@@ -65,7 +65,7 @@ def _numeral(text: str) -> CanonicalAnswer | None:
     if match is None:
         return None
     sign, digits, base = match.groups()
-    return _read(sign + digits) if base == "10" else CanonicalAnswer(f"numeral {sign}{digits.upper()} base {base}")
+    return _parse(sign + digits) if base == "10" else CanonicalAnswer(f"numeral {sign}{digits.upper()} base {base}")
 
 
 def _words(text: str) -> CanonicalAnswer | None:
@@ -86,16 +86,16 @@ def _list(text: str) -> CanonicalAnswer | None:
     if not parts:
         raise ParseError("nothing but commas")
     if len(parts) == 1:
-        return None if parts[0] == text else _read(parts[0])
-    meanings = [_read(part) for part in parts]
+        return None if parts[0] == text else _parse(parts[0])
+    elements = [_parse(part) for part in parts]
     if all(_INEQUALITY.search(part) for part in parts):
-        return compound("union {}", meanings, ordered=False)
+        return compound("union {}", elements, ordered=False)
     names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
-    in_order = frozenset({f"({','.join(meaning.key for meaning in meanings)})"})
+    in_order = frozenset({f"({','.join(element.key for element in elements)})"})
     if len(set(names)) == len(parts):
-        named = sorted(f"{name}={meaning.key}" for name, meaning in zip(names, meanings, strict=True))
+        named = sorted(f"{name}={element.key}" for name, element in zip(names, elements, strict=True))
         return CanonicalAnswer("{" + ",".join(named) + "}", also=in_order)
-    return set_of(meanings, in_order)
+    return set_of(elements, in_order)
 
 
 _RELATION = r"(?:\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[=<>])"
@@ -118,36 +118,36 @@ def _relation(text: str) -> CanonicalAnswer | None:
         end += end == 1 and _is_name(sides[0])
         sides, signs = sides[:end], ["="] * (end - 1)
     if not signs:
-        return _read(sides[0])
+        return _parse(sides[0])
     if signs == ["\\in"] and _is_name(sides[0]):
-        return _read(sides[1])
+        return _parse(sides[1])
     if set(signs) == {"="}:
         return _equation(sides)
     if signs == ["\\ne"]:
-        return compound("not equal {}", [_read(side) for side in sides], ordered=False)
+        return compound("not equal {}", [_parse(side) for side in sides], ordered=False)
     return _inequality(sides, signs)
 
 
 def _equation(sides: list[str]) -> CanonicalAnswer:
-    """x=2 means 2; 100-98=2 and other chains mean their last side; 2x+y=3 means all its multiples."""
+    """x=2 is 2; 100-98=2 and longer chains are their last side; 2x+y=3 is equal to all its multiples."""
     if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
         sides = sides[::-1]
     first, *_, last = sides
     if len(sides) > 2:
-        return _read(last)
+        return _parse(last)
     try:
         difference = subtract(evaluate(first), evaluate(last))
     except ParseError:
         difference = Fraction(0)
     shape = scale_free(difference, signed=False)
     if _is_name(first) or shape is None:
-        meaning = _read(last)
-        return meaning if shape is None else replace(meaning, also=meaning.also | {f"equation {shape}"})
-    return CanonicalAnswer(f"equation {shape}", conclusion=_read(last).key)
+        value = _parse(last)
+        return value if shape is None else replace(value, also=value.also | {f"equation {shape}"})
+    return CanonicalAnswer(f"equation {shape}", conclusion=_parse(last).key)
 
 
 def _inequality(sides: list[str], signs: list[str]) -> CanonicalAnswer:
-    """A name between constants means the interval; anything else its differences, up to positive factors."""
+    """A name between constants is an interval; anything else is its differences, up to positive factors."""
     if set(signs) <= {">", "\\ge"}:
         sides, signs = sides[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in reversed(signs)]
     if not set(signs) <= {"<", "\\le"}:
@@ -163,7 +163,7 @@ def _inequality(sides: list[str], signs: list[str]) -> CanonicalAnswer:
         sides, signs = [*sides, "\\infty"], [*signs, "<"]
     if len(sides) != 3 or not _is_name(sides[1]):
         return CanonicalAnswer(key)
-    low, high = _read(sides[0]), _read(sides[2])
+    low, high = _parse(sides[0]), _parse(sides[2])
     form = ("(" if signs[0] == "<" else "[") + "{}" + (")" if signs[1] == "<" else "]")
     return compound(form, [low, high], also=frozenset({key}))
 
@@ -171,13 +171,13 @@ def _inequality(sides: list[str], signs: list[str]) -> CanonicalAnswer:
 def _ratio(text: str) -> CanonicalAnswer | None:
     parts, signs = _split(text, ":")
     if len(parts) == 2 and _is_name(parts[0]):
-        return _read(parts[1])
+        return _parse(parts[1])
     return compound("ratio {}", [leaf(evaluate(part), part) for part in parts]) if signs else None
 
 
 def _union(text: str) -> CanonicalAnswer | None:
     parts, signs = _split(text, r"\\cup(?![A-Za-z])")
-    return compound("union {}", [_read(part) for part in parts], ordered=False) if signs else None
+    return compound("union {}", [_parse(part) for part in parts], ordered=False) if signs else None
 
 
 _EMPTY = CanonicalAnswer("{}")
@@ -185,7 +185,7 @@ _CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
 
 
 def _bracketed(text: str) -> CanonicalAnswer | None:
-    """Tuples, points and intervals keep their order; with three or more elements the kind of bracket says nothing."""
+    """Tuples, points and intervals keep their order; with three or more elements the kind of bracket does not matter."""
     if text == "\\emptyset":
         return _EMPTY
     opening = text[:2] if text.startswith("\\{") else text[:1]
@@ -200,11 +200,11 @@ def _bracketed(text: str) -> CanonicalAnswer | None:
     except ParseError:
         return None  # the first bracket is not closed by the last: (x+1)(x-1)
     if opening == "\\{":
-        return set_of([_read(part) for part in parts])
+        return set_of([_parse(part) for part in parts])
     if not signs:
         return None
     form = f"{opening}{{}}{closing}" if len(parts) == 2 else "({})"
-    return compound(form, [_read(part) for part in parts])
+    return compound(form, [_parse(part) for part in parts])
 
 
 _MATRIX = re.compile(
@@ -218,7 +218,7 @@ def _matrix(text: str) -> CanonicalAnswer | None:
     if match is None:
         return None
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
-    cells = [_read(cell) for row in rows for cell in row]
+    cells = [_parse(cell) for row in rows for cell in row]
     widths = "-".join(str(len(row)) for row in rows)
     is_column = set(map(len, rows)) == {1}
     column = frozenset({f"({','.join(cell.key for cell in cells)})"} if is_column else set[str]())
@@ -230,7 +230,7 @@ def _plus_minus(text: str) -> CanonicalAnswer | None:
         return None
     upper = text.replace("\\pm", "+").replace("\\mp", "-")
     lower = text.replace("\\pm", "-").replace("\\mp", "+")
-    return set_of([_read(upper), _read(lower)])
+    return set_of([_parse(upper), _parse(lower)])
 
 
 def _percentage(text: str) -> CanonicalAnswer | None:
@@ -266,7 +266,7 @@ def _scanner(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?P<opening>\\begin|\\\{{|[(\[{{])|(?P<closing>\\end|\\\}}|[)\]}}])|(?P<sign>{pattern})")
 
 
-# Tried in this order, before arithmetic: each gives the meaning of a text in normal form, or None where it is not its kind.
+# Tried in this order, before arithmetic: each takes a normalised text and returns None where it is not its kind.
 PARSERS: list[Callable[[str], CanonicalAnswer | None]] = [
     _numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Where the final answer is in a text: pure string work, linear time, no mathematics.
+"""Final-answer extraction: pure string work in linear time, no mathematics.
 
-What an answer means is decided in `canonical.py`; whether it is right in `grading.py`. The text is model output and
-may be anything, so every scan here touches each character a bounded number of times.
+`canonical.py` decides what an answer means, `grading.py` whether it is right. The text is untrusted model output, so
+every scan here touches each character a bounded number of times.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAX_ANSWER_CHARS = 2_000  # a longer candidate is no answer; MATH's longest reference has 159
-MAX_NESTING = 100  # braces; deeper ones are no answer
+MAX_ANSWER_CHARS = 2_000  # a longer candidate is rejected; MATH's longest reference has 159
+MAX_NESTING = 100  # of brackets; a deeper candidate is rejected
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def extract_answer(text: str, *, answer_tags: bool = False, last_number: bool = 
     """Find the final answer of a completion; rules in order, the last match of the first rule that matches.
 
     `<answer>` tags (only if asked), boxed, ####, "answer is" / "answer:", the last number (only if asked). What follows a
-    new "Question:" or "User:" turn is not part of the completion. An answer too long or too deeply nested is none.
+    new "Question:" or "User:" turn is ignored. An answer that is too long or nested too deeply is rejected.
     """
     text = _first_turn(text)
     if answer_tags and (tagged := _tagged(text)) is not None:
@@ -49,7 +49,7 @@ def reference_answer(text: str) -> str | None:
     return bare if bare and len(bare) <= MAX_ANSWER_CHARS and "\n" not in bare else None
 
 
-# A completion that goes on with a question of its own; only at the start of a line, and never at the very start.
+# A completion that continues with a question of its own: at the start of a line, never at the very start of the text.
 _TURN = re.compile(
     r"\n[ \t*#]*(?:Question|User|Human|Problem|Q)[ \t]*\d*[ \t]*:|<\|(?:im_start|im_end|eot_id|endoftext)\|>"
 )
@@ -109,25 +109,25 @@ def _last_box(text: str, start: int) -> tuple[int, int] | None:
 
 
 def _is_blank(text: str, start: int, end: int) -> bool:
-    """Are there only spaces? Longer stretches of them are no answer either way, so few are looked at."""
+    """Only the first MAX_ANSWER_CHARS are inspected: anything longer is rejected either way."""
     return text[start : min(end, start + MAX_ANSWER_CHARS)].isspace() or start == end
 
 
 def _hashes(text: str) -> Extraction | None:
-    for start in _places(text, "####"):
+    for start in _last_occurrences(text, "####"):
         if (line := text[start + 4 :].split("\n", 1)[0].strip().lstrip("#").strip()) != "":
             return Extraction(line, "hashes")
     return None
 
 
-def _places(text: str, marker: str) -> list[int]:
-    """Last few places of a marker, last first: more would let a hostile text cost quadratic time."""
-    places: list[int] = []
+def _last_occurrences(text: str, marker: str) -> list[int]:
+    """Positions of the last three occurrences, last first; looking at all would take quadratic time on hostile text."""
+    positions: list[int] = []
     end = len(text)
-    while len(places) < 3 and (start := text.rfind(marker, 0, end)) >= 0:
-        places.append(start)
+    while len(positions) < 3 and (start := text.rfind(marker, 0, end)) >= 0:
+        positions.append(start)
         end = start
-    return places
+    return positions
 
 
 _PHRASE = re.compile(

@@ -1,10 +1,10 @@
-"""Verdicts and clusters of one question's completions: a ladder of cheap exact steps, math-verify only where it ends.
+"""Verdicts and clusters of one question's completions: a ladder of cheap exact steps, math-verify as the last.
 
-    same string -> same normal form (`notation`) -> same meaning (`canonical`) -> math-verify (`symbolic`, sandboxed)
+    same string -> same normal form (`normalization`) -> same canonical form (`canonical`) -> math-verify (sandboxed)
 
 A verdict is correct, incorrect or error (a limit was hit; counted as neither). The correct answers are one cluster and
-the others group by canonical key: an equivalence by construction, independent of order, batching and workers. What was
-decided under a limit is in the GRADES rows; a finished shard is never graded again, so a resumed run repeats it.
+the others group by canonical key: an equivalence by construction, independent of order, batching and workers. Errors
+are recorded in the GRADES rows; a finished shard is never graded again, so a resumed run keeps them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from east_ray.answers.canonical import read
+from east_ray.answers.canonical import parse
 from east_ray.answers.extraction import Extraction, extract_answer
 from east_ray.answers.meaning import CanonicalAnswer, agree
 from east_ray.answers.normalization import normalise
@@ -46,11 +46,11 @@ class GradedQuestion:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """An answer read once: its normal form and its meaning (None: only the sandbox can tell)."""
+class ParsedAnswer:
+    """An answer's normal form and its canonical form (None: only the sandbox can decide)."""
 
     normal: str
-    meaning: CanonicalAnswer | None
+    canonical: CanonicalAnswer | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Judgement:
 
 
 class Grader:
-    """Owns a sandbox, started when first needed, and remembers answers across questions. Usable from any thread."""
+    """Grades completions; owns a sandbox, started on first use, and a memo of answers. Usable from any thread."""
 
     def __init__(self, grading: GradingConfig) -> None:
         self._grading = grading
@@ -71,7 +71,7 @@ class Grader:
             deadline_seconds=grading.deadline_seconds,
             memory_gib=grading.memory_gib,
         )
-        self._reads: dict[str, _Read] = {}
+        self._parsed: dict[str, ParsedAnswer] = {}
         self._judgements: dict[tuple[str, str], Judgement] = {}
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Stop the sandbox; the next question would start it again."""
+        """Stop the sandbox; grading another question starts it again."""
         self._sandbox.close()
 
     def equal(self, reference: str, answer: str) -> str:
@@ -142,31 +142,31 @@ class Grader:
 
     def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judgement]:
         """The judgement on each distinct (reference, answer), as written."""
-        if len(self._reads) > MEMO_LIMIT or len(self._judgements) > MEMO_LIMIT:
-            self._reads.clear()
+        if len(self._parsed) > MEMO_LIMIT or len(self._judgements) > MEMO_LIMIT:
+            self._parsed.clear()
             self._judgements.clear()
         judgements: dict[tuple[str, str], Judgement] = {}
         undecided: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for pair in dict.fromkeys(pairs):
-            reference, answer = self._read(pair[0]), self._read(pair[1])
+            reference, answer = self._parse(pair[0]), self._parse(pair[1])
             normals = reference.normal, answer.normal
-            judgement = self._judgements.get(normals) or _by_reading(*pair, reference, answer)
+            judgement = self._judgements.get(normals) or _by_canonical_form(*pair, reference, answer)
             if judgement is None:
                 undecided.setdefault(normals, []).append(pair)
             else:
                 judgements[pair] = judgement
         outcomes = self._sandbox.run(list(undecided))
         for (normals, written), outcome in zip(undecided.items(), outcomes, strict=True):
-            judgement = _by_algebra(normals[1], self._read(written[0][0]).meaning, outcome)
+            judgement = _by_math_verify(normals[1], self._parse(written[0][0]).canonical, outcome)
             self._judgements[normals] = judgement
             judgements.update(dict.fromkeys(written, judgement))
         return judgements
 
-    def _read(self, answer: str) -> _Read:
-        known = self._reads.get(answer)
+    def _parse(self, answer: str) -> ParsedAnswer:
+        known = self._parsed.get(answer)
         if known is None:
             normal = normalise(answer)
-            known = self._reads[answer] = _Read(normal, read(normal))
+            known = self._parsed[answer] = ParsedAnswer(normal, parse(normal))
         return known
 
 
@@ -198,19 +198,21 @@ _CORRECT = Judgement(CORRECT, "correct")
 _UNANSWERED = Judgement(INCORRECT, "unanswered")
 
 
-def _by_reading(written_reference: str, written: str, reference: _Read, answer: _Read) -> Judgement | None:
-    """The judgement where strings and meanings settle it."""
+def _by_canonical_form(
+    written_reference: str, written: str, reference: ParsedAnswer, answer: ParsedAnswer
+) -> Judgement | None:
+    """The judgement where normal or canonical forms decide it."""
     if written_reference == written or (reference.normal == answer.normal and answer.normal):
         return _CORRECT
     if not answer.normal:
         return Judgement(INCORRECT, "blank")
-    if reference.meaning is None or answer.meaning is None:
+    if reference.canonical is None or answer.canonical is None:
         return None
-    return _CORRECT if agree(reference.meaning, answer.meaning) else Judgement(INCORRECT, answer.meaning.key)
+    return _CORRECT if agree(reference.canonical, answer.canonical) else Judgement(INCORRECT, answer.canonical.key)
 
 
-def _by_algebra(normal: str, reference: CanonicalAnswer | None, outcome: Any) -> Judgement:
-    """The judgement from what the sandbox found: nothing at all where a limit was hit."""
+def _by_math_verify(normal: str, reference: CanonicalAnswer | None, outcome: Any) -> Judgement:
+    """The judgement from the sandbox's outcome; None: a limit was hit."""
     if outcome is None:
         return Judgement(ERROR, f"undecided {normal}")
     equal, key = outcome

@@ -1,7 +1,7 @@
-r"""Reads a LaTeX expression and computes its value: a recursive-descent reader that always ends; no sympy, no eval.
+r"""LaTeX expression evaluator: a recursive-descent parser that always terminates; no sympy, no eval.
 
-It computes as it reads (`arithmetic.py`), so there is no tree. What is not understood raises `ParseError`: length and
-nesting are bounded, and each character is read a bounded number of times.
+It evaluates while it parses (`values.py`) and builds no tree. Anything it does not understand raises `ParseError`;
+length and nesting are bounded, and each character is visited a bounded number of times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from east_ray.answers import values as ar
+from east_ray.answers import values
 from east_ray.answers.values import ParseError, Value
 
 MAX_CHARS = 500  # MATH's longest reference has 159
@@ -22,12 +22,12 @@ def evaluate(text: str) -> Value:
     """Value of a whole expression; ParseError when any part of the text is not understood."""
     if len(text) > MAX_CHARS or _DERIVATIVE.search(text):
         raise ParseError("too long, or calculus")
-    reader = _Reader(text)
+    parser = _Parser(text)
     try:
-        value = reader.sum()
-        if reader.peek():
-            raise ParseError(f"what is {reader.rest()!r}?")
-        return ar.simplify(value)
+        value = parser.sum()
+        if parser.peek():
+            raise ParseError(f"what is {parser.rest()!r}?")
+        return values.simplify(value)
     except (ArithmeticError, ValueError) as error:
         raise ParseError(str(error)) from None
 
@@ -47,15 +47,15 @@ _SYMBOLS = frozenset(
     r"""alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
     upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell infty""".split()  # noqa: SIM905
 )
-_COMMANDS = ar.FUNCTIONS.keys() | _LOGARITHMS | _SYMBOLS | {"frac", "sqrt", "binom", "pi", "cdot", "times", "div"}
+_COMMANDS = values.FUNCTIONS.keys() | _LOGARITHMS | _SYMBOLS | {"frac", "sqrt", "binom", "pi", "cdot", "times", "div"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _SHORT_WORDS = frozenset(
     """am an as at be by cm do ft go he hr if in is it kg km lb me mi mm my no of on or oz pm so to up us we yd""".split()  # noqa: SIM905
 )
 
 
-class _Reader:
-    """A position in one text. Each method reads one construct there and returns its value."""
+class _Parser:
+    """A position in a text; each method parses one construct there and returns its value."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -92,15 +92,15 @@ class _Reader:
         while (sign := self.peek()) in ("+", "-"):
             self._at += 1
             term = self.product()
-            value = ar.add(value, term if sign == "+" else ar.negate(term))
+            value = values.add(value, term if sign == "+" else values.negate(term))
         self._depth -= 1
         return value
 
-    def signed(self, read: Callable[[], Value]) -> Value:
+    def signed(self, parse: Callable[[], Value]) -> Value:
         if self.take("-"):
-            return ar.negate(read())
+            return values.negate(parse())
         self.take("+")
-        return read()
+        return parse()
 
     def product(self) -> Value:
         """Factors with and without signs between them, from left to right: 1/2x is (1/2) x."""
@@ -108,18 +108,18 @@ class _Reader:
         while token := self.peek():
             if token in ("*", "\\cdot", "\\times"):
                 self._at += len(token)
-                value = ar.multiply(value, self.signed(self.factor))
+                value = values.multiply(value, self.signed(self.factor))
             elif token in ("/", "\\div"):
                 self._at += len(token)
-                value = ar.divide(value, self.signed(self.factor))
+                value = values.divide(value, self.signed(self.factor))
             elif self._is_factor(token):
-                value = ar.multiply(value, self.factor())
+                value = values.multiply(value, self.factor())
             else:
                 break
         return value
 
     def _is_factor(self, token: str) -> bool:
-        """May the token go on a product without a sign? A numeral only after a group or a power: 2^6 3^5, not 1 7."""
+        """Can the token continue a product without a sign? A numeral only after a group or a power: 2^6 3^5, not 1 7."""
         if token == "|":
             return self._open_bars == 0
         if _is_numeral(token):
@@ -130,18 +130,20 @@ class _Reader:
         value = self.atom()
         while True:
             if self.take("!"):
-                value = ar.factorial(value)
+                value = values.factorial(value)
             elif self.take("^"):
                 if degree := _DEGREE.match(self._text, self._at):
                     self._at = degree.end()
-                    value = ar.divide(ar.multiply(value, ar.PI), Fraction(180)) if self._in_function else value
+                    value = (
+                        values.divide(values.multiply(value, values.PI), Fraction(180)) if self._in_function else value
+                    )
                 else:
-                    value = ar.power(value, self.exponent())
+                    value = values.power(value, self.exponent())
             else:
                 return value
 
     def exponent(self) -> Value:
-        """What follows ^: a group, or one atom with its sign. 10^20 is read as people write it, not as TeX does."""
+        """What follows ^: a group, or one atom with its sign. 10^20 is a power of twenty, as people mean it."""
         self._depth += 1
         if self._depth > MAX_NESTING:
             raise ParseError("nested too deeply")
@@ -166,7 +168,7 @@ class _Reader:
             value = self.sum()
             self._open_bars -= 1
             self.expect("|")
-            return ar.absolute(value)
+            return values.absolute(value)
         if (command := self._command(token)) is not None:
             self._at += 1 + len(command)
             return self.named(command)
@@ -180,14 +182,14 @@ class _Reader:
         assert match is not None
         whole, point, decimals, repeat = (group or "" for group in match.groups())
         if not (whole or decimals or repeat):
-            raise ParseError("a point is no number")
+            raise ParseError("a lone point")
         self._at = match.end()
         value: Value = Fraction(int(whole + decimals or "0"), 10 ** len(decimals))
         if repeat:
             value = value + Fraction(int(repeat), (10 ** len(repeat) - 1) * 10 ** len(decimals))
         elif scientific := _SCIENTIFIC.match(self._text, self._at):
             self._at = scientific.end()
-            value = ar.multiply(value, ar.power(Fraction(10), Fraction(scientific[1])))
+            value = values.multiply(value, values.power(Fraction(10), Fraction(scientific[1])))
         elif not point and (mixed := _MIXED.match(self._text, self._at)):
             self._at = mixed.end()
             value = value + Fraction(*(int(digits) for digits in mixed.groups() if digits))
@@ -200,28 +202,28 @@ class _Reader:
         return next((token[1:end] for end in range(len(token), 2, -1) if token[1:end] in _COMMANDS), None)
 
     def named(self, name: str) -> Value:
-        """The value of a command or of a function's plain name, which was just passed."""
+        """The value of the command, or function name without backslash, that was just consumed."""
         if name == "pi":
-            return ar.PI
+            return values.PI
         if name == "frac":
-            return ar.divide(self.argument(), self.argument())
+            return values.divide(self.argument(), self.argument())
         if name == "binom":
-            return ar.binomial(self.argument(), self.argument())
+            return values.binomial(self.argument(), self.argument())
         if name == "sqrt":
             index: Value = Fraction(2)
             if self.take("["):
                 index = self.sum()
                 self.expect("]")
-            return ar.root(self.atom(), index)
+            return values.root(self.atom(), index)
         if name in _LOGARITHMS:
-            base = ar.E if name == "ln" else Fraction(10)
+            base = values.E if name == "ln" else Fraction(10)
             if self.take("_"):
                 base = self.argument()
-            return ar.logarithm(self.operand(), base)
-        if name in ar.FUNCTIONS:
+            return values.logarithm(self.operand(), base)
+        if name in values.FUNCTIONS:
             return self.function(name)
         if name in _SYMBOLS:
-            return ar.variable(name + self.subscript())
+            return values.variable(name + self.subscript())
         raise ParseError(f"a {name!r} out of place")
 
     def argument(self) -> Value:
@@ -235,12 +237,12 @@ class _Reader:
     def function(self, name: str) -> Value:
         """A function's value: sin x, sin^2 x, sin^{-1} x (the inverse)."""
         exponent = self.exponent() if self.take("^") else Fraction(1)
-        if exponent == -1 and f"arc{name}" in ar.FUNCTIONS:
+        if exponent == -1 and f"arc{name}" in values.FUNCTIONS:
             name, exponent = f"arc{name}", Fraction(1)
         outside, self._in_function = self._in_function, True
-        value = ar.FUNCTIONS[name](self.operand())
+        value = values.FUNCTIONS[name](self.operand())
         self._in_function = outside
-        return value if exponent == 1 else ar.power(value, exponent)
+        return value if exponent == 1 else values.power(value, exponent)
 
     def operand(self) -> Value:
         r"""What a function applies to: a group, or a product up to the next sign or function (\sin 2x \cos y)."""
@@ -249,15 +251,15 @@ class _Reader:
         value = self.signed(self.factor)
         while (token := self.peek()) and self._is_factor(token):
             name = self._command(token) or token
-            if name in ar.FUNCTIONS or name in _LOGARITHMS or token in _CLOSING or _is_numeral(token):
+            if name in values.FUNCTIONS or name in _LOGARITHMS or token in _CLOSING or _is_numeral(token):
                 break
-            value = ar.multiply(value, self.factor())
+            value = values.multiply(value, self.factor())
         return value
 
     def letters(self, run: str) -> Value:
-        """Letters side by side: a function's plain name first, or a product of variables. Words are not read."""
+        """Letters side by side: a function's plain name first, or a product of variables. Words raise."""
         for end in range(len(run), 1, -1):
-            if run[:end] in ar.FUNCTIONS or run[:end] in ("sqrt", "pi", "log", "ln"):
+            if run[:end] in values.FUNCTIONS or run[:end] in ("sqrt", "pi", "log", "ln"):
                 self._at += end
                 return self.named(run[:end])
         in_order = all(ord(right) - ord(left) == 1 for left, right in itertools.pairwise(run))
@@ -269,8 +271,8 @@ class _Reader:
     def letter(self, letter: str) -> Value:
         subscript = self.subscript()
         if not subscript and letter in "ei":
-            return ar.E if letter == "e" else ar.I
-        return ar.variable(letter + subscript)
+            return values.E if letter == "e" else values.I
+        return values.variable(letter + subscript)
 
     def subscript(self) -> str:
         match = _SUBSCRIPT.match(self._text, self._at)

@@ -1,7 +1,7 @@
-"""What runs inside the sandbox: math-verify, on the few answers our own reader does not understand.
+"""math-verify inside the sandbox, for the few answers our own parser does not understand.
 
-The only file that imports sympy. Slow, and not to be trusted to end. math-verify's LaTeX grammar builds the expression;
-its fallback that passes arithmetic on to sympy's `parse_expr`, which is `eval` at heart, is left out.
+The only file that imports sympy: slow, and not guaranteed to terminate. Expressions come from math-verify's LaTeX grammar;
+its fallback to sympy's `parse_expr`, which is `eval` at heart, is disabled.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def both_ways(left: str, right: str) -> tuple[bool, bool]:
 
 
 def plain_equal(reference: str, completion: str) -> bool:
-    """math-verify as it comes, on a reference and a whole completion, for comparison only.
+    """math-verify with its defaults, on a reference and a whole completion, for comparison only.
 
-    Its defaults pass a run of digits and operators, nothing else, on to `parse_expr`.
+    Its defaults pass runs of digits and operators, and nothing else, to `parse_expr`.
     """
     gold = math_verify.parse(f"${reference}$", parsing_timeout=0)
     return math_verify.verify(gold, math_verify.parse(completion, parsing_timeout=0), timeout_seconds=None)
@@ -60,7 +60,7 @@ def _parse(answer: str) -> list[Any]:
 
 
 def _key(answer: str) -> str | None:
-    """The same key as `canonical.read` gives: its value at the points where `arithmetic` evaluates."""
+    """The key that `canonical.parse` would give: the value at the sample points of `values.py`."""
     expressions = [parsed for parsed in _parse(answer) if isinstance(parsed, sympy.Expr)]
     if not expressions:
         return None

@@ -1,6 +1,6 @@
-r"""The meaning of an answer: a canonical key, and what else it takes to recognise it as the reference. Pure.
+r"""`CanonicalAnswer`: a canonical key, and what else it takes to recognise an answer as the reference. Pure.
 
-`canonical` reads meanings from text. Here they are put together from parts, and two of them are compared.
+`canonical.py` parses text into these; this file composes them from parts and compares two of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from east_ray.answers.values import Value, fingerprint, is_rounded
 
 @dataclass(frozen=True)
 class CanonicalAnswer:
-    r"""`key` is the meaning. The rest serves the comparison of an answer with a reference.
+    r"""`key` identifies the answer; the other fields serve its comparison with a reference.
 
     `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order).
     `conclusion`: key of an equation's last side, what an answer claims when the reference is no equation.
@@ -33,7 +33,7 @@ class CanonicalAnswer:
 
 
 def agree(reference: CanonicalAnswer, answer: CanonicalAnswer) -> bool:
-    """Does the answer mean the reference, exactly or as a decimal close enough to it?"""
+    """Is the answer the reference, exactly or as a decimal close enough to it?"""
     if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
         return True
     if reference.also & answer.also or reference.key == answer.conclusion:
@@ -69,12 +69,12 @@ def _is_rounded(exact: Value, spelling: str) -> bool:
 
 
 def leaf(value: Value, spelling: str) -> CanonicalAnswer:
-    """The meaning of one value, written as `spelling`."""
+    """The canonical form of one value, written as `spelling`."""
     return CanonicalAnswer(fingerprint(value), shape="#", numbers=(value,), spellings=(spelling,))
 
 
 def compound(form: str, parts: Sequence[CanonicalAnswer], *, ordered: bool = True, **fields: object) -> CanonicalAnswer:
-    """A meaning made of parts; `form` has one {} for all of them, joined by commas."""
+    """A canonical form made of parts; `form` has one {} for all of them, joined by commas."""
     keys = [part.key for part in parts]
     return CanonicalAnswer(
         form.format(",".join(keys if ordered else sorted(keys))),
@@ -86,7 +86,7 @@ def compound(form: str, parts: Sequence[CanonicalAnswer], *, ordered: bool = Tru
 
 
 def set_of(elements: Sequence[CanonicalAnswer], also: frozenset[str] = frozenset()) -> CanonicalAnswer:
-    """The set of some elements, of which those that are sets give theirs; a single element is just that element."""
+    """The set of some elements, nested sets flattened; a set of one element is that element."""
     members = tuple(sorted({key for element in elements for key in element.members or (element.key,)}))
     key = "{" + ",".join(members) + "}" if len(elements) > 1 else members[0]
     return replace(compound("{{{}}}", elements), key=key, members=members, also=also)

@@ -1,7 +1,7 @@
-r"""One spelling for answers that differ only in notation: delimiters, spacing, units, currency, thousands. Pure strings.
+r"""Answer normalisation: one spelling for what differs only in delimiters, spacing, units, currency or thousands.
 
-`\text{(A)}`, `$1{,}234$`, `18 dollars.` and `So the total is 18` become `(A)`, `1234`, `18` and `18`. Nothing is
-computed here: `canonical.py` reads what the normal form means.
+`\text{(A)}`, `$1{,}234$`, `18 dollars.` and `So the total is 18` become `(A)`, `1234`, `18` and `18`. Strings
+only: `canonical.py` parses the normal form.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _RULES = tuple(
         (r"^\{([^{}]*)\}$", r"\1"),
     )
 )
-_DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z()\[\]])")  # an escaped escape; between rows of a matrix it is meant
+_DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z()\[\]])")  # an escaped escape; in a matrix it separates rows
 _STRAY_END = re.compile(r"\\end\{[A-Za-z]+\}")
 _DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ(?![A-Za-z])|\{o\}|o(?![A-Za-z]))(?: ?[CF]$)?|\\degrees?(?![A-Za-z])")
 _TRIGONOMETRY = re.compile(r"sin|cos|tan|sec|csc|cot")
@@ -105,7 +105,7 @@ def _simplify(text: str) -> str:
 
 
 def _balanced(text: str) -> str:
-    """Drop closing brackets at the end that were never opened: the rest of a sentence around the answer."""
+    """Drop closing brackets at the end that were never opened: left over from the sentence around the answer."""
     opened = any(bracket in text for bracket in "([{")
     return text if opened else text.rstrip(")]}")
 
@@ -146,9 +146,9 @@ _CONCLUDING = frozenset("= : is are was be equals get gives have has".split())  
 
 
 def _conclusion(text: str) -> str:
-    """What a sentence says: the formula before a comment, or after the last word or equals sign, else its last number.
+    """A sentence's claim: the formula before a comment, or after the last word or equals sign, else its last number.
 
-    What joins its last number to another stays as it is, and so does what only lists things: 3 red and 5 blue balls.
+    A sentence that joins its last number to another is kept, and so is a list of things: 3 red and 5 blue balls.
     """
     if len(words_in(text)) < 2:
         return text

@@ -1,10 +1,10 @@
-"""Killable worker processes for everything symbolic, so that no answer can hang, exhaust or end its caller.
+"""Killable worker processes for symbolic code: no answer can hang, exhaust or crash its caller.
 
     owner (any thread, any Ray actor)  --pipe-->  supervisor  --pipe-->  worker
-                                                  holds the clock         runs math-verify and sympy
+                                                  enforces limits         runs math-verify and sympy
 
-The supervisor imports the symbolic libraries once and forks the worker from itself, so replacing a worker that ran
-past a limit costs milliseconds. Each process ends when the pipe to its parent closes, however the parent died. The
+The supervisor imports the symbolic libraries once and forks the worker from itself, so replacing a worker that hit
+a limit costs milliseconds. Each process exits when the pipe to its parent closes, however the parent died. The
 owner needs no alarm, no thread and no signal handler. Messages are JSON lines: nothing a worker says is unpickled.
 """
 
@@ -29,11 +29,11 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 3  # of a supervisor, within one call, before the machine is to blame
+MAX_RESTARTS = 3  # of a supervisor within one call, before giving up
 
 
 class Sandbox:
-    """Runs `function(*item)` for items in a worker process; what breaks a limit comes back as None.
+    """Runs `function(*item)` for items in a worker process; an item that hits a limit comes back as None.
 
     `function` is "module:name"; items and results are JSON values, and results are never None. `deadline_seconds` is
     the wall time of one item, `memory_gib` the worker's address space. Starts on first use; safe from any thread.
@@ -53,7 +53,7 @@ class Sandbox:
             for _ in range(MAX_RESTARTS):
                 try:
                     reply = self._exchange(request)
-                except BaseException:  # Ctrl-C: a reply that is still to come would be taken for the next one's
+                except BaseException:  # Ctrl-C: the pending reply would be read as the next request's
                     self._stop()
                     raise
                 if reply:
@@ -85,7 +85,7 @@ class Sandbox:
         return reply if reply.endswith(b"\n") else b""
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # sys.path travels along: a Ray worker's package may come from a runtime environment, not from site-packages.
+        # Pass sys.path on: a Ray worker may have the package from a runtime environment, not from site-packages.
         code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from east_ray.answers.sandbox import supervise; supervise(*sys.argv[2:])"
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
         return subprocess.Popen(

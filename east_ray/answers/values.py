@@ -23,7 +23,7 @@ MAX_NATURAL = 5_000  # factorials, binomials, root indices
 KEY_DIGITS = 16
 NUM_POINTS = 3  # every variable is positive at the first two, negative at the last: that tells |x| from x
 
-_CONTEXT = mpmath.MPContext()  # our own: the precision of mpmath.mp belongs to whoever else uses it
+_CONTEXT = mpmath.MPContext()  # our own: mpmath.mp is shared with the rest of the process
 _CONTEXT.dps = 40
 _NEGLIGIBLE = _CONTEXT.mpf(10) ** -28
 
@@ -33,11 +33,11 @@ Value: TypeAlias = Any
 
 
 class ParseError(ValueError):
-    """No expression in our grammar, or one whose value is out of bounds."""
+    """The text is not an expression of our grammar, or its value is out of bounds."""
 
 
 def fingerprint(value: Value) -> str:
-    """Canonical key of a settled value: equal values, equal strings."""
+    """Canonical key of a simplified value: equal values, equal strings."""
     if isinstance(value, tuple):
         return "value " + " ".join("undefined" if number is None else _digits(number) for number in value)
     return "number " + _digits(value)

@@ -1,4 +1,4 @@
-"""Meanings of whole answers: what agrees and what does not, case by case, and the equivalence cases that others published."""
+"""Canonical forms of whole answers: what agrees and what does not, case by case, and published equivalence cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from east_ray.answers.canonical import read
+from east_ray.answers.canonical import parse
 from east_ray.answers.meaning import agree
 from east_ray.answers.normalization import normalise
 
@@ -18,10 +18,10 @@ def means_the_same(reference: str, answer: str) -> bool:
     expected, got = normalise(reference), normalise(answer)
     if expected == got:
         return True
-    meanings = read(expected), read(got)
-    assert meanings[0] is not None, f"{expected!r} is not read"
-    assert meanings[1] is not None, f"{got!r} is not read"
-    return agree(meanings[0], meanings[1])
+    parsed = parse(expected), parse(got)
+    assert parsed[0] is not None, f"{expected!r} is not parsed"
+    assert parsed[1] is not None, f"{got!r} is not parsed"
+    return agree(parsed[0], parsed[1])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_list_means_the_same_in_any_order_and_a_tuple_does_not(numbers: list, 
     written = [str(number) for number in numbers]
     shuffled = written[:]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert read(", ".join(written)).key == read(", ".join(shuffled)).key  # type: ignore[union-attr]
-    same_tuple = read(f"({','.join(written)})").key == read(f"({','.join(shuffled)})").key  # type: ignore[union-attr]
+    assert parse(", ".join(written)).key == parse(", ".join(shuffled)).key  # type: ignore[union-attr]
+    same_tuple = parse(f"({','.join(written)})").key == parse(f"({','.join(shuffled)})").key  # type: ignore[union-attr]
     assert same_tuple == (written == shuffled)
 
 
@@ -126,7 +126,7 @@ def test_a_list_means_the_same_in_any_order_and_a_tuple_does_not(numbers: list, 
 def test_an_equation_means_all_its_multiples(a: object, b: object, c: object, factor: object) -> None:
     equation = f"({a})x+({b})y=({c})"
     multiple = f"({factor})(({c})-({a})x)=({factor})({b})y"
-    assert read(equation).key == read(multiple).key  # type: ignore[union-attr]
+    assert parse(equation).key == parse(multiple).key  # type: ignore[union-attr]
 
 
 def cases(shared_data: Path) -> list[dict]:
@@ -146,11 +146,11 @@ def test_published_equivalences_are_decided_as_published(shared_data: Path) -> N
     assert wrong == KNOWN_DIFFERENCES
 
 
-def test_references_of_the_datasets_are_read(shared_data: Path) -> None:
-    """All but a few of 21,292: what is not read costs a process and a hundred times as long."""
+def test_references_of_the_datasets_are_parsed(shared_data: Path) -> None:
+    """All but a few of 21,292: what is not parsed costs a process and a hundred times as long."""
     unread = []
     for dataset in ("gsm8k_train", "gsm8k_test", "math_train", "math_test"):
         lines = (shared_data / "datasets" / f"{dataset}.jsonl").read_text(encoding="utf-8").strip().split("\n")
         references = [json.loads(line)["answer"] for line in lines]
-        unread += [reference for reference in references if reference and read(normalise(reference)) is None]
+        unread += [reference for reference in references if reference and parse(normalise(reference)) is None]
     assert len(unread) <= 5, unread

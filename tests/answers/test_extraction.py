@@ -1,4 +1,4 @@
-"""Where the answer is in a text: each rule, their order, the limits, and every reference of GSM8K and MATH."""
+"""Extraction of answers: each rule, their order, the limits, and every reference of GSM8K and MATH."""
 
 from __future__ import annotations
 
