@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo setup test check bench clean
+.PHONY: demo setup test test-fast check bench clean
 
 demo: setup
 	$(BIN)/east-ray run jobs/configs/tiny.toml
@@ -23,6 +23,11 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The tests that start neither an engine nor Ray.
+test-fast: setup
+	$(BIN)/python -m pytest tests/answers tests/config tests/evaluation tests/preflight tests/questions tests/report \
+		tests/weighting tests/test_docs.py tests/test_public_api.py tests/test_rooms.py
 
 check: setup
 	$(BIN)/ruff check .
