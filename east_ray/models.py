@@ -1,11 +1,11 @@
-"""Find a model: a directory, an address on an object store, or a name on the hub."""
+"""Find a model: a directory, an address on an object store, or a name on the hub; all end as a directory on this node."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +13,75 @@ from east_ray.config.sections import ModelConfig
 from east_ray.records import UserError
 from east_ray.runs import storage
 
-logger = logging.getLogger(__name__)
+# Of a repository on the hub only what is used is fetched: many hold the same weights two or three times.
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+WEIGHTS = ("*.safetensors", "*.bin")  # the second kind only where there is none of the first
+COPIES = ("original/*", "consolidated*", "onnx/*", "openvino/*", "coreml/*")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def local_model(path: str, revision: str | None) -> str:
-    """A directory on this machine for a model given as a directory, an s3:// or gs:// address, or a hub name.
+def local_model(path: str, revision: str | None = None, *, weights: bool = True) -> str:
+    """A directory on this node for a model given as a directory, an s3:// or gs:// address, or a hub name.
 
-    Object stores are copied to the node once, hub models go to the Hugging Face cache. UserError when there is none.
+    Object stores are copied once per node. Hub models go to the Hugging Face cache, once however many processes ask,
+    and without their weights when only the tokenizer is wanted. UserError when there is no such model.
     """
     if os.path.isdir(path) or "://" in path:
         return storage.local_copy(path)
-    try:
-        from huggingface_hub import snapshot_download
+    check_hub_name(path)
+    from huggingface_hub import snapshot_download
 
-        return snapshot_download(path, revision=revision)
+    def fetch(*patterns: str) -> str:
+        wanted = [*SMALL_FILES, *patterns]
+        return snapshot_download(path, revision=revision, allow_patterns=wanted, ignore_patterns=list(COPIES))
+
+    try:
+        with _lock(path):
+            directory = fetch()
+            kinds = (kind for kind in WEIGHTS if weights and any(Path(fetch(kind)).glob(kind)))
+            found = next(kinds, None)
     except Exception as error:  # hub errors have no common base: no network, no such name, no permission, ...
         raise UserError(
-            f"model {path!r} is no directory here and cannot be fetched from the hub ({type(error).__name__}); check "
-            "model.path, or download it first and give its directory"
+            f"model.path={path!r} is not a directory here and cannot be fetched from the hub ({_first_line(error)}); "
+            "check the name, `hf auth login` and the network, or download it first and give its directory"
         ) from None
+    if weights and not found:
+        raise UserError(f"model.path={path!r} has neither {' nor '.join(WEIGHTS)} on the hub; give another model")
+    return directory
+
+
+def read_json(path: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """One JSON file of a model, without its weights; None when the model has no such file."""
+    if "://" in path:
+        uri = storage.join(path, name)
+        data = storage.read_bytes(uri) if storage.exists(uri) else None
+    else:
+        file = Path(local_model(path, revision, weights=False), name)
+        data = file.read_bytes() if file.is_file() else None
+    return None if data is None else json.loads(data)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
     """The model's tokenizer. UserError when there is none, or none with a chat template."""
     from transformers import AutoTokenizer
 
-    is_here = Path(model.path).is_dir()
-    if is_here and not (Path(model.path) / "config.json").exists():
+    directory = local_model(model.path, model.revision, weights=False)
+    if not Path(directory, "config.json").exists():
         raise UserError(
             f"model.path={model.path!r} has no config.json; give a Hugging Face model directory or a hub name"
         )
-    if not is_here and storage.is_local(model.path):
-        check_hub_name(model.path)
-        logger.info("no directory %s here: asking the hub for a model of that name", model.path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            storage.local_copy(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"model.path={model.path!r} comes with Python code of its own; read it, and if you trust it set "
                 f"model.trust_remote_code=true"
             ) from None
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = "copy tokenizer.json and tokenizer_config.json beside the weights"
-        if not is_here:
-            remedy = "check the path, or the hub name, `hf auth login` and the network"
-        raise UserError(f"model.path={model.path!r} has no usable tokenizer ({first}); {remedy}") from None
+        raise UserError(
+            f"model.path={model.path!r} has no usable tokenizer ({_first_line(error)}); copy tokenizer.json and "
+            f"tokenizer_config.json beside the weights"
+        ) from None
     if not tokenizer.chat_template:
         raise UserError(
             f"model.path={model.path!r} has no chat template; use an instruct model, or put a chat_template.jinja beside its tokenizer"
@@ -68,21 +89,29 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def adapter_rank(model: str) -> int:
-    """Rank of the LoRA adapter in a directory; 0 when it holds a whole model, or is a hub name."""
-    if storage.is_local(model):
-        file = Path(model, "adapter_config.json")
-        config = file.read_bytes() if file.is_file() else b"{}"
-    else:
-        uri = storage.join(model, "adapter_config.json")
-        config = storage.read_bytes(uri) if storage.exists(uri) else b"{}"
-    return int(json.loads(config).get("r", 0))
-
-
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+def adapter_rank(path: str, revision: str | None = None) -> int:
+    """Rank of the LoRA adapter in a directory; 0 when it holds a whole model."""
+    return int((read_json(path, "adapter_config.json", revision) or {}).get("r", 0))
 
 
 def check_hub_name(path: str) -> None:
     """UserError when a model.path, which is no directory here, cannot be the name of a model on a hub either."""
     if not HUB_NAME.fullmatch(path):
         raise UserError(f"no model directory at model.path={path!r}; give one, or a hub name such as owner/name")
+
+
+def _lock(name: str) -> Any:
+    """Held while a hub model is fetched, so that the engines that start together on a node fetch it once."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import WeakFileLock
+
+    locks = Path(HF_HUB_CACHE, ".locks")
+    with suppress(OSError):  # a cache that was filled beforehand may be read-only
+        locks.mkdir(parents=True, exist_ok=True)
+    return (
+        WeakFileLock(locks / f"east-ray-{name.replace('/', '--')}.lock") if os.access(locks, os.W_OK) else nullcontext()
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

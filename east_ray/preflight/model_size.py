@@ -1,21 +1,19 @@
-"""How big a model is: parameters, bytes and floating-point operations, from its config alone. Pure arithmetic.
+"""Size of a model: parameters, bytes and floating-point operations, computed from its config alone.
 
 `plan.py` turns these into time, memory per GPU and money. Nothing here touches a weight.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from east_ray import models
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import LoraConfig, TrainingConfig
+from east_ray.models import read_json
 from east_ray.records import UserError
-from east_ray.runs import storage
 
 GIB = 2.0**30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -84,31 +82,13 @@ KNOWN = {
 
 
 def read_architecture(model: ModelConfig) -> Architecture:
-    """From the config.json of a directory, here or on a store, the table above, or the hub. UserError where none has it."""
-    local = Path(model.path)
-    if local.is_dir():
-        if not (local / "config.json").exists():
-            raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model directory")
-        return from_hf_config(json.loads((local / "config.json").read_text(encoding="utf-8")), model.path)
-    if not storage.is_local(model.path):
-        try:
-            config = json.loads(storage.read_bytes(storage.join(model.path, "config.json")))
-        except FileNotFoundError:
-            raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model") from None
-        return from_hf_config(config, model.path)
-    models.check_hub_name(model.path)
-    if known := KNOWN.get(model.path.lower()):
+    """From the table above, or the config.json of the model wherever it is. UserError where there is none."""
+    if (known := KNOWN.get(model.path.lower())) and not Path(model.path).is_dir():
         return known
-    from huggingface_hub import hf_hub_download
-
-    try:
-        downloaded = hf_hub_download(model.path, "config.json", revision=model.revision)
-    except Exception as error:  # the hub raises a dozen unrelated types: no such name, gated, offline
-        raise UserError(
-            f"model.path={model.path!r} is no directory, and the hub did not give its config.json "
-            f"({type(error).__name__}); check the name, `hf auth login` and the network, or point at a downloaded copy"
-        ) from None
-    return from_hf_config(json.loads(Path(downloaded).read_text(encoding="utf-8")), model.path)
+    config = read_json(model.path, "config.json", model.revision)
+    if config is None:
+        raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model")
+    return from_hf_config(config, model.path)
 
 
 def from_hf_config(config: Mapping[str, Any], where: str) -> Architecture:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
-from east_ray.models import adapter_rank
+from east_ray.models import adapter_rank, local_model
 from east_ray.records import UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.adaptive import wanted_samples
@@ -33,7 +33,6 @@ from east_ray.rollouts.engine import (
 )
 from east_ray.rollouts.progress import ShardProgress
 from east_ray.rollouts.sample_shard import sample_shard
-from east_ray.runs import storage
 from east_ray.runs.directory import RunDirectory
 
 ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
@@ -78,9 +77,10 @@ class Sampler:
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
         self._loaded = plan.jobs[0].model
         try:
-            rank = max(adapter_rank(job.model) for job in plan.jobs)
+            rank = max(adapter_rank(job.model, plan.model.revision) for job in plan.jobs)
             longest = max(shards.longest_prompt(plan.run, questions) for questions in {j.questions for j in plan.jobs})
-            settings = EngineSettings(storage.local_copy(self._loaded), plan.model, plan.sampling, longest, rank)
+            model = local_model(self._loaded, plan.model.revision)
+            settings = EngineSettings(model, plan.model, plan.sampling, longest, rank)
             self._engine: Engine = plan.open_engine(settings)
         except Exception as error:
             self._failure = explain_failure(error, self._loaded, plan.sampling)
@@ -131,7 +131,7 @@ class Sampler:
         if model == self._loaded:
             return
         try:
-            self._engine.load(storage.local_copy(model))
+            self._engine.load(local_model(model, self._plan.model.revision))
         except EngineDied:
             raise
         except Exception as error:

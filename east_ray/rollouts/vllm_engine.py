@@ -262,8 +262,6 @@ def engine_args(base: str, settings: EngineSettings, args_class: Any) -> dict[st
         "enable_prefix_caching": True,
         "disable_log_stats": True,
     }
-    if settings.model.revision and base == settings.model.path and not os.path.isdir(base):
-        args["revision"] = args["tokenizer_revision"] = settings.model.revision
     if settings.adapter_rank:
         rank = next(rank for rank in LORA_RANKS if rank >= settings.adapter_rank)
         args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}

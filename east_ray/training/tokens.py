@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
+from east_ray.models import load_tokenizer
 from east_ray.records import EXAMPLES, UserError, check_schema
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
 
@@ -157,13 +158,7 @@ def _completion_ids(
 
 
 def _tokenizer(base_model: str, model: ModelConfig) -> Any:
-    # Both take seconds to import, and are needed by the first arm only.
-    from transformers import AutoTokenizer
-
-    from east_ray.models import local_model
-
-    base = local_model(base_model, model.revision)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    tokenizer = load_tokenizer(model.model_copy(update={"path": base_model}))
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {base_model} has no end-of-sequence token; add eos_token to its configuration"

@@ -167,7 +167,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_on_no_hub_is_refused_without_a_traceback() -> None:
-    with pytest.raises(UserError, match="no usable tokenizer"):
+    with pytest.raises(UserError, match="not a directory here and cannot be fetched from the hub"):
         load_tokenizer(ModelConfig(path="nobody/nothing"))
 
 
