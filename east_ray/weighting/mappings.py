@@ -18,6 +18,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from east_ray.config.sections import WeightingConfig
+
 # An exact sum counts units of 2^-SUM_BITS: enough for any float64 to the power of any |a| <= 10.
 SUM_BITS = 12_000
 MAX_BLOCK = 1 << 26  # so many 27-bit halves still add up exactly in a float64
@@ -60,7 +62,7 @@ class WeightMapping:
     """From a measure to a weight: `power` v^a (eq. 6), `mean` v / mean (eq. 3), `linear` A v + b of range R (eq. 4).
 
     `measure` is a name in `weighting.MEASURE_FUNCTIONS`. `clip` caps weights, the others rising so that the mean stays 1.
-    ValueError names a setting that makes no sense.
+    ValueError, by the rules of WeightingConfig, names a setting that makes no sense.
     """
 
     measure: str = "entropy"
@@ -70,14 +72,9 @@ class WeightMapping:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mapping not in ("power", "mean", "linear"):
-            raise ValueError(f"mapping={self.mapping!r}: choose power, mean or linear")
-        if (self.mapping == "linear") != (self.range is not None):
-            raise ValueError('range belongs to mapping = "linear", and only to it: set both or neither')
-        if self.clip is not None and (self.mapping == "linear" or self.clip <= 1):
-            raise ValueError(
-                f"clip={self.clip:g}: must exceed 1 (the mean), and a linear mapping is bounded by its range"
-            )
+        WeightingConfig.model_validate(  # one home for the rules
+            {"mapping": self.mapping, "exponent": self.exponent, "range": self.range, "clip": self.clip}
+        )
         if self.mapping != "power":
             object.__setattr__(self, "exponent", 1.0)
 

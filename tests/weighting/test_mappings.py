@@ -241,10 +241,10 @@ def test_columns_tell_mappings_apart() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mapping": "cubic"}, "choose power, mean or linear"),
+        ({"mapping": "cubic"}, "Input should be 'power', 'mean' or 'linear'"),
         ({"mapping": "linear"}, "set both or neither"),
         ({"range": 1.0}, "set both or neither"),
-        ({"clip": 0.9}, "must exceed 1"),
+        ({"clip": 0.9}, "greater than 1"),
     ],
 )
 def test_a_mapping_that_makes_no_sense_names_the_setting(settings: dict, message: str) -> None:
