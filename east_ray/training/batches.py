@@ -1,14 +1,12 @@
-"""Which examples make up each optimizer step, and what every example's gradient is multiplied by there.
+"""The plan of a training: the examples of each optimizer step, and what each example's gradient is multiplied by.
 
-Pure numpy, decided once for a whole training before any model is loaded. PlannedDataset are laid out step by step,
-micro-batch by micro-batch, so that what one step computes depends on neither worker count nor accumulation. Whatever
-can be known beforehand (weights, normalisation, padding, granularity) is folded into one multiplier per position;
-`trainers` only has to apply it. Suffixes: N examples, P positions, S steps, K micro-batches, B examples of one.
+Pure numpy, decided once for a whole training before any model is loaded. Positions are laid out step by step, micro-batch
+by micro-batch, so that what one step computes depends on neither worker count nor accumulation. Whatever is known
+beforehand (weights, normalisation, padding, granularity) is folded into one multiplier per position, which `trainers` applies. Suffixes: N examples, P positions, S steps, K micro-batches, B examples of one.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +57,7 @@ def plan_training(
 ) -> TrainingPlan:
     """Order the examples for a whole training and fold all that is known beforehand into multipliers.
 
-    `tokens_N` counts the tokens each example's loss sums over. SFT and DPO are shuffled anew each epoch; KTO keeps one
+    `tokens_N` counts the tokens each example's loss sums over. SFT and DPO are shuffled again each epoch; KTO keeps one
     order, because its KL term pairs neighbours. The last step is filled with further examples of multiplier 0.
     """
     num_examples = len(weight_N)
@@ -129,53 +127,26 @@ def multipliers(
 def order_for_kl(question_ids: Sequence[str], distance: int, rng: np.random.Generator) -> np.ndarray:
     """A seeded order in which any `distance` neighbours, also across its ends, belong to different questions.
 
-    Shuffles and then swaps the few that collide. Where swapping finds no way (hardly more questions than `distance`),
-    the questions are gone through in turns instead; UserError when there are fewer questions than `distance`.
+    Each question's examples are spread evenly over the whole, and the questions with equally many are spread evenly among
+    each other, in shuffled order. UserError when there are too few questions for that.
     """
-    question_N = np.unique(np.asarray(question_ids), return_inverse=True)[1]
-    num_questions = question_N.max() + 1
-    if num_questions < distance:
-        raise UserError(
-            f"KTO pairs the {distance} completions of a micro-batch for its KL term, which needs as many different "
-            f"questions, and there are {num_questions}; lower training.micro_batch_size to {max(num_questions, 2)} or "
-            "sample more questions"
-        )
-    order_N = rng.permutation(len(question_N))
+    question_N, count_Q = np.unique(np.asarray(question_ids), return_inverse=True, return_counts=True)[1:]
+    offset_Q = np.empty(len(count_Q))
+    for count in np.unique(count_Q):
+        alike = np.flatnonzero(count_Q == count)
+        offset_Q[alike] = (rng.permutation(len(alike)) + 0.5) / len(alike)
+    shuffled_N = rng.permutation(len(question_N))
+    by_question_N = shuffled_N[np.argsort(question_N[shuffled_N], kind="stable")]
+    number_N = np.empty(len(question_N))  # of each example among its question's
+    number_N[by_question_N] = np.arange(len(question_N)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
+    order_N = np.argsort((number_N + offset_Q[question_N]) / count_Q[question_N], kind="stable")
     arranged_N = question_N[order_N]
-    for position in range(len(order_N)):
-        if not _is_crowded(arranged_N, position, distance):
-            continue
-        for other in rng.permutation(len(order_N)):
-            _swap(order_N, position, other)
-            _swap(arranged_N, position, other)
-            if not (_is_crowded(arranged_N, position, distance) or _is_crowded(arranged_N, other, distance)):
-                break
-            _swap(order_N, position, other)
-            _swap(arranged_N, position, other)
-    for attempt_N in (order_N, _in_turns(question_N, rng)):
-        arranged_N = question_N[attempt_N]
-        if not any(_is_crowded(arranged_N, position, distance) for position in range(len(attempt_N))):
-            return attempt_N
-    raise UserError(
-        f"the {len(order_N)} KTO examples of {num_questions} questions cannot be ordered so that {distance} neighbours "
-        "are of different questions; lower training.micro_batch_size or selection.pairs_per_question"
-    )
-
-
-def _swap(values: np.ndarray, i: int, j: int) -> None:
-    values[[i, j]] = values[[j, i]]
-
-
-def _is_crowded(question_N: np.ndarray, position: int, distance: int) -> bool:
-    around = [(position + offset) % len(question_N) for offset in range(1 - distance, distance) if offset]
-    return bool((question_N[around] == question_N[position]).any()) if around else False
-
-
-def _in_turns(question_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """First one example of every question, then a second one of each, and so on; questions in one seeded order."""
-    examples: dict[int, list[int]] = {}
-    for index in rng.permutation(len(question_N)).tolist():
-        examples.setdefault(int(question_N[index]), []).append(index)
-    longest_first = sorted(examples.values(), key=len, reverse=True)
-    turns = itertools.zip_longest(*longest_first)
-    return np.array([index for turn in turns for index in turn if index is not None])
+    for gap in range(1, distance):
+        if (arranged_N == np.roll(arranged_N, gap)).any():
+            remedy = f"lower training.micro_batch_size to {gap}" if gap > 1 else "sample more questions"
+            raise UserError(
+                f"KTO pairs the {distance} completions of a micro-batch for its KL term, which must belong to different "
+                f"questions; {len(order_N)} examples of {len(count_Q)} questions cannot be ordered that way: {remedy}, or "
+                "lower selection.pairs_per_question"
+            )
+    return order_N

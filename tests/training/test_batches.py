@@ -39,7 +39,7 @@ def test_every_epoch_holds_every_example_once(loss: str) -> None:
     assert (made.multiplier_P[made.padding_P] == 0).all()
 
 
-def test_sft_is_shuffled_anew_each_epoch_and_kto_keeps_its_order() -> None:
+def test_sft_is_shuffled_again_each_epoch_and_kto_keeps_its_order() -> None:
     sft, kto = plan(30).row_P, plan(30, loss="kto").row_P
     assert not np.array_equal(sft[:30], sft[30:60])
     assert np.array_equal(kto[:30], kto[30:60])
