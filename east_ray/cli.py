@@ -207,8 +207,7 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from east_ray.examples.export import export_dataset
 
-    run, place = _existing_run(arguments.run), arguments.round
-    print(export_dataset(run, examples=f"{place}/examples", weights=f"{place}/weights", target=arguments.target))  # noqa: T201
+    print(export_dataset(_existing_run(arguments.run), arguments.round, arguments.target))  # noqa: T201
 
 
 def _existing_run(uri: str) -> RunDirectory:

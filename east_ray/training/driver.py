@@ -130,6 +130,7 @@ def train(
         "seed": seed,
         "dtype": model.dtype,
         "examples": len(prepared.weight_N),
+        "examples_from": examples.rpartition("/examples/")[0],
         "steps": plan.num_steps,
         "tokens": int(prepared.tokens_N[plan.row_P[~plan.padding_P]].sum()),
         "data": prepared.content,

@@ -1,13 +1,18 @@
-"""The README.md of a trained model: how it was made, from what, and how well it does; written again when that is measured."""
+"""The README.md of a trained model: what it was trained from, on what, and how accurate it is; rewritten after each evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from east_ray.runs.directory import RunDirectory
+from east_ray.runs.provenance import origin_of_samples
 
 FACTS = "training.json"
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 SPLITS = {"evaluation": "test questions", "validation": "held-out training questions"}
 
 
@@ -18,48 +23,44 @@ def write_model_card(run: RunDirectory, output: str) -> None:
     """
     if not run.exists(output, FACTS):
         return
-    arm = output.rpartition("/")[0]
+    facts, arm = run.read_json(output, FACTS), output.rpartition("/")[0]
     measured = {}
     for directory, split in SPLITS.items():
-        for name, place in ((split, arm), (f"{split}, before training", "base")):
-            if run.exists(place, directory, "metrics.json"):
-                measured[name] = run.read_json(place, directory, "metrics.json")["overall"]
-    run.write_bytes(model_card(run.read_json(output, FACTS), measured).encode(), output, "README.md")
+        for name, parent in ((split, arm), (f"{split}, before training", "base")):
+            if run.exists(parent, directory, "metrics.json"):
+                measured[name] = run.read_json(parent, directory, "metrics.json")["overall"]
+    origin = origin_of_samples(run, facts.get("examples_from", ""))
+    run.write_bytes(model_card(facts, origin, measured).encode(), output, "README.md")
 
 
-def model_card(facts: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown with the metadata block the Hugging Face hub reads.
+def model_card(facts: Mapping[str, Any], origin: str, measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown with the metadata block the Hugging Face hub reads, accuracies included.
 
     `measured`: by name of the questions, `num_questions`, `accuracy` and its interval's `low` and `high`.
     """
     base, training = facts["base_model"], facts["training"]
-    lines = ["---", "library_name: transformers", "tags: [self-training, east, math]"]
-    lines += [] if base.startswith("/") or "://" in base else [f"base_model: {base}"]
-    lines += ["---", "", f"# {base.rstrip('/').rpartition('/')[2]}, self-trained ({facts['title']})", ""]
-    lines += [
-        f"{base} fine-tuned on its own correct answers ({training['loss'].upper()}), each question weighted by "
-        f"`{facts['weight_column'] or '1'}`: entropy-based adaptive weighting for self-training "
-        "([EAST](https://arxiv.org/abs/2503.23913)).",
-        "",
-        "## Accuracy",
-        "",
-    ]
-    lines += (
-        ["| questions | number | accuracy | interval |", "|---|---|---|---|"] if measured else ["Not measured yet."]
+    name = f"{base.rstrip('/').rpartition('/')[2]}, self-trained ({facts['title']})"
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["self-training", "east", "math"],
+        base_model=None if base.startswith("/") or "://" in base else base,
+        model_name=name,
+        eval_results=[
+            EvalResult("text-generation", "math", split, "accuracy", round(100 * measured[split]["accuracy"], 1))
+            for split in SPLITS.values()
+            if split in measured
+        ]
+        or None,
     )
-    for name, overall in measured.items():
-        low, high = 100 * overall["low"], 100 * overall["high"]
-        lines.append(
-            f"| {name} | {overall['num_questions']} | {100 * overall['accuracy']:.1f}% | {low:.1f} to {high:.1f}% |"
-        )
-    lines += ["", "## Training", "", "| | |", "|---|---|"]
     shown = {name: facts[name] for name in ("examples", "steps", "tokens", "seed", "dtype", "data", "weights")}
     settings = {key: value for key, value in training.items() if key not in {"sft", "dpo", "kto"} - {training["loss"]}}
-    lines += [f"| {name} | {_short(value)} |" for name, value in {**shown, **settings, **facts["versions"]}.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
-    return "`none`" if value is None else f"`{value}`"
+    card = ModelCard.from_template(
+        data,
+        str(TEMPLATE),
+        model_name=name,
+        facts=facts,
+        origin=origin,
+        measured=measured,
+        settings={**shown, **settings, **facts["versions"]},
+    )
+    return str(card)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from east_ray.config.sections import SelectionConfig, WeightingConfig
 from east_ray.examples.export import export_dataset
 from east_ray.examples.select import SelectionSummary, select
 from east_ray.records import EXAMPLES, QUESTIONS, UserError
-from east_ray.runs.directory import RunDirectory
+from east_ray.runs.directory import RunDirectory, jsonable
 from east_ray.runs.shard_tasks import silence_ray_data
 from east_ray.weighting.mappings import WeightMapping
 from east_ray.weighting.weigh import weigh
@@ -172,33 +173,64 @@ def test_missing_weights_say_which_command_comes_first(run: RunDirectory) -> Non
         selected(run)
 
 
+def finished(run: RunDirectory, parent: str, *, losses: list[str], t: int = 0, **origin: Any) -> None:
+    """The same below `parent`, with the manifests that a run would leave there; `origin`: of the samples."""
+    config = {"model": {"path": "some/model"}, "questions": {"train": "train.jsonl"}, "sampling": {"num_samples": 5}}
+    if not run.exists("questions"):
+        fill(run)
+        run.write_json(from_dict(config, "test").model_dump(mode="json"), "config.json")
+    for name in ("samples", "grades", "weights"):
+        shutil.copytree(run.path(name), run.path(parent, name))
+    names = {name: f"{parent}/{name}" for name in ("samples", "grades", "weights")}
+    earlier = [f"round-{t - 1:02d}/examples"] if t else []
+    summary = selected(run, **names, output=f"{parent}/examples", losses=losses, round_index=t, earlier=earlier)
+    run.write_json({"facts": jsonable(summary)}, parent, "examples", "manifest.json")
+    manifest = {"settings": {"round": t}, "inputs": {"questions": "x"}, **origin}
+    run.write_json(manifest, parent, "samples", "manifest.json")
+
+
 def test_exported_examples_load_as_a_dataset_and_the_card_says_how_they_were_made(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     datasets = pytest.importorskip("datasets")
-    fill(run)
-    selected(run)
-    config = {"model": {"path": "some/model"}, "questions": {"train": "train.jsonl"}, "sampling": {"num_samples": 5}}
-    run.write_json(from_dict(config, "test").model_dump(mode="json"), "config.json")
-    target = export_dataset(run, examples="examples", weights="weights", target=str(tmp_path / "dataset"))
+    finished(run, "round-00", losses=LOSSES)
+    target = export_dataset(run, "round-00", str(tmp_path / "dataset"))
     for loss in LOSSES:
         loaded = datasets.load_dataset(str(target), loss, split="train", cache_dir=str(tmp_path / "cache"))
-        assert loaded.to_list() == rows_of(run, loss)
+        assert loaded.to_list() == rows_of(run, loss, "round-00/examples")
     card = (target / "README.md").read_text()
-    assert "`some/model`" in card
+    assert "Drawn from completions of `some/model`, on the questions of `train.jsonl`: 5 completions" in card
+    assert "up to 1 correct and as many incorrect completions" in card
     assert "| questions sampled | 5 |" in card
     assert "1 all correct; 1 all wrong" in card
 
 
+def test_the_card_of_a_later_round_names_the_arm_that_sampled_and_what_came_before(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    finished(run, "round-00", losses=["sft"])
+    finished(run, "round-01/arms/east", losses=["sft"], t=1, inputs={"questions": "x", "model": "y"})
+    card = (export_dataset(run, "round-01/arms/east", str(tmp_path / "dataset")) / "README.md").read_text()
+    assert "completions of `some/model` as arm `east` had trained it by round 0" in card
+    assert "`sft` (6 rows, the first 3 from earlier rounds)" in card
+    assert "up to 1 correct completions were drawn" in card  # SFT has no negatives
+
+
+def test_the_card_of_imported_completions_names_their_file_and_no_sampling(run: RunDirectory, tmp_path: Path) -> None:
+    finished(run, "round-00", losses=["dpo"], settings={"imported": "answers.jsonl"})
+    card = (export_dataset(run, "round-00", str(tmp_path / "dataset")) / "README.md").read_text()
+    assert "Drawn from completions imported from `answers.jsonl`, on the questions of `train.jsonl`. Each" in card
+    assert "temperature" not in card
+
+
 def test_an_export_never_overwrites_and_says_what_is_missing(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="east-ray select"):
-        export_dataset(run, examples="examples", weights="weights", target=str(tmp_path / "dataset"))
-    fill(run)
-    selected(run)
+        export_dataset(run, "round-00", str(tmp_path / "dataset"))
+    finished(run, "round-00", losses=["sft"])
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not empty"):
-        export_dataset(run, examples="examples", weights="weights", target=str(tmp_path / "dataset"))
+        export_dataset(run, "round-00", str(tmp_path / "dataset"))
 
 
 def test_ray_data_keeps_its_own_messages_to_its_log_file() -> None:

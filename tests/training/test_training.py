@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from east_ray.config.sections import ModelConfig
@@ -170,4 +171,6 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_model(run: RunDirectory,
     overall = {"num_questions": 1000, "accuracy": 0.403, "low": 0.373, "high": 0.434}
     run.write_json({"overall": overall}, "undisturbed", "evaluation", "metrics.json")
     write_model_card(run, "undisturbed/model")
-    assert "| test questions | 1000 | 40.3% | 37.3 to 43.4% |" in (model / "README.md").read_text()
+    card = ModelCard.load(model / "README.md")
+    assert "| test questions | 1000 | 40.3% | 37.3 to 43.4% |" in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [40.3]  # what the hub shows
