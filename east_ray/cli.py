@@ -172,10 +172,10 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from east_ray.preflight.plan import plan
-    from east_ray.preflight.plan_text import render
+    from east_ray.preflight.estimate import estimate
+    from east_ray.preflight.plan import render
 
-    print(render(plan(_load(arguments), arguments.pool)))  # noqa: T201
+    print(render(estimate(_load(arguments), arguments.pool)))  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -13,9 +13,9 @@ import psutil
 
 from east_ray.config.load import Config
 from east_ray.models import check_hub_name, load_tokenizer
+from east_ray.preflight.estimate import estimate
 from east_ray.preflight.machine_checks import GIB, Finding, Gpu, fail, ok, warn
 from east_ray.preflight.model_size import DTYPE_BYTES, read_architecture
-from east_ray.preflight.plan import plan
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.storage import is_local
@@ -87,7 +87,7 @@ def _free_space(config: Config, run: RunDirectory) -> Finding:
     existing = next(parent for parent in [Path(run.root), *Path(run.root).parents] if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
     try:
-        needed = plan(config).disk_gib
+        needed = estimate(config).disk_gib
     except UserError:  # another check reports what prevents a plan
         return ok("storage", f"{config.run.dir} can be written, {free:.1f} GiB free")
     detail = f"{config.run.dir}: {free:.1f} GiB free, the run needs about {needed:.2g}"

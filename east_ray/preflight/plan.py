@@ -1,296 +1,127 @@
-"""What a config will cost before it is run: tokens, memory per GPU, hours and money on a given pool.
-
-A roofline, not a simulation: every constant it assumes is printed with the result, and after a run the measured figures
-stand beside the planned ones. `footprint.py` knows the model's sizes, `prices.toml` the devices, `workload.py` the questions.
-"""
+"""The page of text that `east-ray plan` prints: an estimate, and the measured figures once there is a run."""
 
 from __future__ import annotations
 
-import math
-import os
+import io
+import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 
-from east_ray.config.load import Config
-from east_ray.config.training import TrainingConfig
-from east_ray.preflight.devices import Device, parse_pool
-from east_ray.preflight.model_size import DTYPE_BYTES, GIB, Architecture, Memory, read_architecture, training_memory
-from east_ray.preflight.workload import Actual, Workload, measure_workload, read_actual
-from east_ray.records import UserError
-from east_ray.runs.directory import RunDirectory
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-HOUR = 3600.0
+from east_ray.evaluation.summary import detectable_differences
+from east_ray.formatting import duration, percent
+from east_ray.preflight.estimate import CostEstimate, PoolPlan
+from east_ray.preflight.model_size import Memory
+from east_ray.preflight.workload import Actual
 
-
-@dataclass(frozen=True)
-class Assumptions:
-    """Constants no config states. Change them in code review, not per run: measured runs are what corrects them."""
-
-    decode_bandwidth_share: float = 0.6  # of the memory bandwidth, reached while decoding
-    decode_compute_share: float = 0.5  # of the peak, reached in prefill and in large decoding batches
-    decode_step_seconds: float = 0.005  # scheduling and sampling of one decoding step, whatever its size
-    sequences_per_engine: int = 256  # vLLM's max_num_seqs, unless sampling.engine_args says otherwise
-    engine_memory_share: float = 0.9  # vLLM's gpu_memory_utilization, likewise
-    engine_reserve_gib: float = 3.0  # activations and CUDA graphs of an engine
-    training_compute_share: float = 0.35  # of the peak, reached by forward and backward passes
-    training_step_seconds: float = 0.25  # collectives and optimizer of one step, whatever its size
-    training_reserve_gib: float = 4.0  # CUDA context, communication buffers, one chunk of logits
-    kept_share: float = 0.75  # of the training questions, solved sometimes but not always
-    grades_per_second: float = 2000  # completions graded per CPU core
-    compression: float = 0.3  # of sampled text in Parquet
+WIDTH = 118
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of the run on `devices` of the pool's devices. `seconds` is wall time."""
-
-    name: str
-    devices: float
-    tokens: float
-    seconds: float
-    interruptible: bool
-
-    @property
-    def device_hours(self) -> float:
-        """What is paid for: devices times wall time, hours."""
-        return self.devices * self.seconds / HOUR
+def render(estimate: CostEstimate) -> str:
+    """Workload, one block per pool, disk, planned and measured figures where there is a run, and every assumption."""
+    blocks = [_workload(estimate), *(_pool(estimate, pool) for pool in estimate.pools)]
+    if estimate.actual:
+        blocks.append(_actual(estimate, estimate.actual))
+    return "\n\n".join("\n".join(block) for block in [*blocks, _assumptions(estimate)])
 
 
-@dataclass(frozen=True)
-class PoolPlan:
-    """The run on one pool: its phases in order, and one device's memory while sampling and while training."""
+def _workload(estimate: CostEstimate) -> Iterator[str]:
+    config, workload = estimate.config, estimate.workload
+    trained = f"LoRA rank {config.training.lora.rank}" if config.training.lora else "all parameters"
+    losses = sorted({config.for_arm(arm).training.loss for arm in config.arms})
+    size = f"{estimate.architecture.parameters / 1e9:.3g} B parameters"
+    yield f"{config.model.path}: {size}, {config.model.dtype}, {trained} trained"
+    yield (
+        f"{config.run.rounds} round(s) of {len(config.arms)} arm(s) ({', '.join(losses)}): {workload.train:,} training questions "
+        f"x {config.sampling.num_samples} samples, {workload.test:,} test questions"
+    )
+    yield (
+        f"prompts of {workload.prompt_tokens:,.0f} tokens (longest {workload.longest_prompt_tokens:,}), completions of "
+        f"{workload.completion_tokens:,.0f} (at most {config.sampling.max_new_tokens:,})"
+    )
+    if workload.test:
+        yield detectable_differences(workload.test, config.evaluation.confidence)
+    disk, store = _size(estimate.disk_gib), _size(estimate.store_gib)
+    yield f"run directory: {disk} on {config.run.dir}; Ray object store: {store} at its peak"
 
-    count: int
-    device: Device
-    phases: tuple[Phase, ...]
-    sampling: Memory
-    training: Memory
-    kv_tokens: float  # room in one engine's KV cache
-    longest_tokens: int  # the longest prompt and completion together
-    grading_seconds: float  # wall time of all grading, which runs beside the sampling on its own cores
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of all phases, one after the other."""
-        return sum(phase.seconds for phase in self.phases)
-
-    @property
-    def grading_is_slow(self) -> bool:
-        """Would grading still be going on when sampling has ended?"""
-        return self.grading_seconds > sum(phase.seconds for phase in self.phases if phase.interruptible)
-
-    @property
-    def sampling_fits(self) -> bool:
-        """Does one engine's KV cache hold at least the longest sequence?"""
-        return self.kv_tokens >= self.longest_tokens
-
-    @property
-    def training_fits(self) -> bool:
-        """Does one worker's share fit its device?"""
-        return self.training.total <= self.device.memory_gib
-
-    def price(self, *, spot: bool) -> float:
-        """US dollars, each phase paying only for the devices it holds; with `spot`, training stays on demand."""
-        return sum(
-            phase.device_hours * (self.device.spot if spot and phase.interruptible else self.device.on_demand)
-            for phase in self.phases
+def _pool(estimate: CostEstimate, pool: PoolPlan) -> Iterator[str]:
+    yield f"on {pool.count} x {pool.device.name}"
+    rows = [
+        (p.name, _count(p.tokens), f"{p.devices:g}", duration(p.seconds), f"{p.device_hours:,.2f}") for p in pool.phases
+    ]
+    hours = sum(p.device_hours for p in pool.phases)
+    rows.append(("total", _count(sum(p.tokens for p in pool.phases)), "", duration(pool.seconds), f"{hours:,.2f}"))
+    yield _table(("phase", "tokens", "devices", "wall time", "device hours"), rows)
+    slow = "; more grading.workers would end the sampling sooner" if pool.grading_is_slow else ""
+    yield f"  grading during sampling: {duration(pool.grading_seconds)} on {estimate.config.grading.workers} core(s){slow}"
+    on_demand, spot = pool.price(spot=False), pool.price(spot=True)
+    yield f"  price: ${on_demand:,.2f} on demand, ${spot:,.2f} with spot for sampling and evaluation"
+    held = (
+        f"KV cache holds {_count(pool.kv_tokens)} tokens, {pool.kv_tokens / pool.longest_tokens:,.0f} longest sequences"
+    )
+    yield f"  memory while sampling: {_memory(pool.sampling, pool.device.memory_gib, pool.sampling_fits)}; {held}"
+    if not pool.sampling_fits:
+        yield "    one sequence does not fit: raise sampling.tensor_parallel_size, or lower max_new_tokens"
+    yield f"  memory while training: {_memory(pool.training, pool.device.memory_gib, pool.training_fits)}"
+    if not pool.training_fits:
+        yield (
+            "    in order of cost: training.gradient_checkpointing=true, a smaller micro_batch_size, a higher zero_stage, "
+            "more workers, LoRA, offload_optimizer=true"
         )
 
 
-@dataclass(frozen=True)
-class CostEstimate:
-    """A config's cost on each of some pools, and what was measured of it so far."""
-
-    config: Config
-    architecture: Architecture
-    workload: Workload
-    assumptions: Assumptions
-    pools: tuple[PoolPlan, ...]
-    disk_gib: float
-    store_gib: float
-    actual: Actual | None  # what the run directory has measured, if there is one
-
-
-def plan(config: Config, pools: Sequence[str] = ()) -> CostEstimate:
-    """Estimate `config` on each pool, e.g. "8xH100"; without one, on 8 A100 and 8 H100, or on this machine's cores.
-
-    UserError names a device that prices.toml lacks, a pool too small for the config, or what makes the model unreadable.
-    """
-    on_gpu = config.training.use_gpu or config.sampling.gpus_per_engine > 0
-    pools = pools or (("8xA100", "8xH100") if on_gpu else (f"{os.cpu_count() or 1}xCPU",))
-    architecture, assumptions = read_architecture(config.model), Assumptions()
-    workload = measure_workload(config, architecture)
-    return CostEstimate(
-        config=config,
-        architecture=architecture,
-        workload=workload,
-        assumptions=assumptions,
-        pools=tuple(plan_pool(config, architecture, workload, assumptions, *parse_pool(pool)) for pool in pools),
-        disk_gib=disk_bytes(config, architecture, workload, assumptions) / GIB,
-        store_gib=store_bytes(config, workload) / GIB,
-        actual=read_actual(RunDirectory(config.run.dir)),
-    )
+def _actual(estimate: CostEstimate, actual: Actual) -> Iterator[str]:
+    """Planned and measured figures; phases are those of the first pool."""
+    workload, pool = estimate.workload, estimate.pools[0]
+    rows = [
+        ("training questions", f"{workload.train:,}", f"{actual.train:,}"),
+        ("test questions", f"{workload.test:,}", f"{actual.test:,}"),
+        ("prompt, tokens", f"{workload.prompt_tokens:,.0f}", f"{actual.prompt_tokens:,.0f}"),
+    ]
+    if actual.completion_tokens is not None and actual.kept_share is not None:
+        planned, kept = f"{workload.completion_tokens:,.0f}", percent(estimate.assumptions.kept_share)
+        rows.append(("completion, tokens", planned, f"{actual.completion_tokens:,.0f}"))
+        rows.append(("kept questions", kept, percent(actual.kept_share)))
+    for phase in pool.phases:
+        measured = actual.seconds.get(phase.name)
+        rows.append((phase.name, duration(phase.seconds), "" if measured is None else duration(measured)))
+    yield f"planned on {pool.count} x {pool.device.name}, and measured in {estimate.config.run.dir}"
+    yield _table(("", "planned", "actual"), rows)
 
 
-def plan_pool(
-    config: Config, architecture: Architecture, workload: Workload, assumed: Assumptions, count: int, device: Device
-) -> PoolPlan:
-    """The phases of all rounds on one pool. Phases follow each other; arms train `run.parallel_arms` at a time."""
-    engine_devices = max(config.sampling.gpus_per_engine, 1)
-    workers = config.training.workers
-    needed = max(engine_devices, workers)
-    if needed > count:
-        raise UserError(
-            f"a pool of {count} x {device.name} is too small: one engine takes {engine_devices:g}, training.workers is {workers}"
-        )
-    engines = min(config.sampling.max_engines, int(count // engine_devices))
-    longest = workload.longest_prompt_tokens + config.sampling.max_new_tokens
-    sampling, kv_tokens = engine_memory(config, architecture, assumed, device, engine_devices)
-    engine = EngineSpeed(
-        architecture, config.model.dtype, device, assumed, engine_devices, kv_tokens, _batch(config, assumed)
-    )
-    phases = tuple(_phases(config, architecture, workload, assumed, device, engine, engines, count))
-    memory = max(
-        (
-            training_memory(architecture, config.for_arm(arm).training, config.model.dtype, workers, longest)
-            for arm in config.arms
-        ),
-        key=lambda m: m.total,
-    )
-    training = Memory({**memory.parts, "reserve": assumed.training_reserve_gib if config.training.use_gpu else 0.5})
-    completions = workload.train * config.sampling.num_samples * (1 + (config.run.rounds - 1) * len(config.arms))
-    grading = completions / assumed.grades_per_second / config.grading.workers
-    return PoolPlan(count, device, phases, sampling, training, kv_tokens, longest, grading)
+def _assumptions(estimate: CostEstimate) -> Iterator[str]:
+    yield "assumed (east_ray/preflight/estimate.py and prices.toml; measured runs correct them):"
+    shown = "; ".join(f"{f.name}\u00a0{getattr(estimate.assumptions, f.name):g}" for f in fields(estimate.assumptions))
+    yield textwrap.fill(shown, WIDTH, initial_indent="  ", subsequent_indent="  ").replace("\u00a0", " ")
 
 
-def engine_memory(
-    config: Config, architecture: Architecture, assumed: Assumptions, device: Device, devices: float
-) -> tuple[Memory, float]:
-    """One device's memory in an engine of `devices`, GiB, and how many tokens the engine's whole KV cache holds."""
-    per_token = architecture.kv_bytes_per_token(config.model.dtype)
-    weights = architecture.parameters * DTYPE_BYTES[config.model.dtype] / devices / GIB
-    if config.sampling.gpus_per_engine == 0:
-        cache = config.sampling.kv_cache_gib
-        return Memory({"weights": weights, "KV cache": cache}), cache * GIB / per_token
-    share = config.sampling.engine_args.get("gpu_memory_utilization", assumed.engine_memory_share)
-    cache = max(share * device.memory_gib - weights - assumed.engine_reserve_gib, 0)
-    parts = {"weights": weights, "KV cache": cache, "reserve": assumed.engine_reserve_gib}
-    return Memory(parts), cache * devices * GIB / per_token
+def _memory(memory: Memory, available_gib: float, fits: bool) -> str:
+    parts = " + ".join(f"{name} {_size(size)}" for name, size in memory.parts.items() if size > 0)
+    return f"{parts} = {_size(memory.total)} of {available_gib:g} GiB, {'fits' if fits else 'DOES NOT FIT'}"
 
 
-def _batch(config: Config, assumed: Assumptions) -> int:
-    return config.sampling.engine_args.get("max_num_seqs", assumed.sequences_per_engine)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+    with console.capture() as text:
+        console.print(table)
+    return textwrap.indent("\n".join(map(str.rstrip, text.get().splitlines())), "  ")
 
 
-@dataclass(frozen=True)
-class EngineSpeed:
-    """Seconds that one engine of `devices` takes: the slower of moving bytes and multiplying, plus a fixed step."""
-
-    architecture: Architecture
-    dtype: str
-    device: Device
-    assumed: Assumptions
-    devices: float
-    kv_tokens: float
-    sequences: int
-
-    def seconds(
-        self, requests: float, samples: int, prompt_tokens: float, completion_tokens: float, longest: int
-    ) -> float:
-        """Wall time of `requests` prompts with `samples` completions each; prompts are read once (prefix cache)."""
-        if requests == 0:
-            return 0.0
-        context = prompt_tokens + completion_tokens / 2
-        batch = max(1.0, min(self.sequences, requests * samples, self.kv_tokens / (prompt_tokens + completion_tokens)))
-        steps = requests * samples * completion_tokens / batch
-        prefill = self._multiply(requests * prompt_tokens, prompt_tokens / 2)
-        # The last completions run to their limit almost alone.
-        return prefill + steps * self._step(batch, context) + longest * self._step(1, longest / 2)
-
-    def _step(self, batch: float, context: float) -> float:
-        """Seconds of one decoding step: every sequence of the batch gains a token."""
-        a = self.architecture
-        moved = a.parameters * DTYPE_BYTES[self.dtype] + batch * context * a.kv_bytes_per_token(self.dtype)
-        bandwidth = self.device.bandwidth_gb_s * 1e9 * self.assumed.decode_bandwidth_share * self.devices
-        return max(moved / bandwidth, self._multiply(batch, context)) + self.assumed.decode_step_seconds
-
-    def _multiply(self, tokens: float, context: float) -> float:
-        peak = self.device.tflops * 1e12 * self.assumed.decode_compute_share * self.devices
-        return self.architecture.forward_flops(tokens, context) / peak
+def _count(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:,.3g} {unit}"
+    return f"{number:,.0f}"
 
 
-def _phases(
-    config: Config,
-    architecture: Architecture,
-    workload: Workload,
-    assumed: Assumptions,
-    device: Device,
-    engine: EngineSpeed,
-    engines: int,
-    count: int,
-) -> Iterator[Phase]:
-    sampling, evaluation = config.sampling, config.evaluation
-    prompt, completion = workload.prompt_tokens, workload.completion_tokens
-    limit = sampling.max_new_tokens
-    at_once = min(config.run.parallel_arms, len(config.arms), max(1, count // config.training.workers))
-    for t in range(config.run.rounds):
-        policies = 1 if t == 0 else len(config.arms)
-        tokens = policies * workload.train * sampling.num_samples * completion
-        seconds = policies * engine.seconds(workload.train / engines, sampling.num_samples, prompt, completion, limit)
-        yield Phase(f"round {t}: sample", engines * engine.devices, tokens, seconds + device.engine_start_seconds, True)
-        runs = [
-            training_seconds(config.for_arm(arm).training, architecture, workload, assumed, device)
-            for arm in config.arms
-        ]
-        tokens = sum(tokens for tokens, _ in runs)
-        seconds = sum(seconds for _, seconds in runs) / at_once
-        yield Phase(f"round {t}: train", at_once * config.training.workers, tokens, seconds, False)
-        if workload.test:
-            models = len(config.arms) + (t == 0)
-            limit = evaluation.max_new_tokens or sampling.max_new_tokens
-            seconds = models * engine.seconds(
-                workload.test / engines, 1 + evaluation.num_samples, prompt, completion, limit
-            )
-            tokens = models * workload.test * (1 + evaluation.num_samples) * completion
-            yield Phase(
-                f"round {t}: evaluate", engines * engine.devices, tokens, seconds + device.engine_start_seconds, True
-            )
-
-
-def training_seconds(
-    training: TrainingConfig, architecture: Architecture, workload: Workload, assumed: Assumptions, device: Device
-) -> tuple[float, float]:
-    """Tokens passed through and wall seconds of one arm's training, start included.
-
-    A forward pass costs one unit, the backward pass two (one for an adapter: frozen weights need no gradient), and a
-    recomputed forward pass one more. DPO adds the reference's forward pass on both completions; KTO that, and the
-    policy's and the reference's on the mismatched completion of its KL term.
-    """
-    examples = workload.train * assumed.kept_share * (2 if training.loss == "kto" else 1)
-    sequences = examples * training.epochs * (2 if training.loss == "dpo" else 1)
-    tokens = sequences * (workload.prompt_tokens + workload.completion_tokens)
-    units = 1 + (1 if training.lora else 2) + training.gradient_checkpointing
-    units += {"sft": 0, "dpo": 1 / training.epochs if training.precompute_reference else 1, "kto": 3}[training.loss]
-    flops = units * architecture.forward_flops(tokens, workload.completion_tokens / 2)
-    steps = examples * training.epochs / training.batch_size
-    if training.max_steps > 0:
-        tokens, flops, steps = (value * min(1, training.max_steps / steps) for value in (tokens, flops, steps))
-    compute = flops / (device.tflops * 1e12 * assumed.training_compute_share * training.workers)
-    return tokens, compute + math.ceil(steps) * assumed.training_step_seconds + device.training_start_seconds
-
-
-def disk_bytes(config: Config, architecture: Architecture, workload: Workload, assumed: Assumptions) -> float:
-    """Peak of the run directory: all samples and models, and two checkpoints of every arm that is being trained."""
-    bytes_each = DTYPE_BYTES[config.model.dtype]
-    samplings = 1 + (config.run.rounds - 1) * len(config.arms)
-    text = samplings * workload.train * config.sampling.num_samples * workload.completion_tokens
-    models = config.run.rounds * len(config.arms) * architecture.parameters * bytes_each
-    lora = config.training.lora
-    checkpoint = (bytes_each + 12) * (architecture.lora_parameters(lora) if lora else architecture.parameters)
-    return text * workload.bytes_per_token * assumed.compression + models + 2 * config.run.parallel_arms * checkpoint
-
-
-def store_bytes(config: Config, workload: Workload) -> float:
-    """Peak of Ray's object store: the graded rows of one round while they are weighed. Completions never enter it."""
-    bytes_per_grade = 24  # answer, verdict, cluster and flags of one completion
-    return workload.train * config.sampling.num_samples * bytes_per_grade
+def _size(gib: float) -> str:
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"

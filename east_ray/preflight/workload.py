@@ -1,11 +1,10 @@
-"""How much text a config is about to make: questions, tokens per prompt and completion; and what a finished run made.
+"""The workload of a config, planned (questions, tokens per prompt and completion) and as measured in its run.
 
-Sizes of GSM8K and MATH are known here, so that a plan for them needs neither network nor login; other files are read.
+Sizes of GSM8K and MATH are known here, so that planning for them needs neither network nor login; other files are read.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from east_ray.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Workload:
-    """Questions in each split, and tokens per question (means, but for the longest prompt)."""
+    """Questions in each split and mean tokens per question."""
 
     train: int
     test: int
@@ -47,11 +46,11 @@ OTHER_COMPLETION_TOKENS = 400
 
 CHARACTERS_PER_TOKEN = 3.5
 TEMPLATE_TOKENS = 40  # headers and the date that Llama 3's chat template adds
-CHARACTER_LEVEL_VOCABULARY = 1000  # a smaller one holds hardly more than single characters
+CHARACTER_LEVEL_VOCABULARY = 1000  # smaller ones hold little more than single characters
 
 
 def measure_workload(config: Config, architecture: Architecture) -> Workload:
-    """Count the questions and estimate their tokens, before any is rendered. UserError where a file cannot be read."""
+    """Count the questions and estimate their tokens without rendering any. UserError when a file cannot be read."""
     questions = config.questions
     characters_per_token, template = CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS
     if architecture.vocabulary < CHARACTER_LEVEL_VOCABULARY:
@@ -86,18 +85,18 @@ def _names(source: str, key: str) -> bool:
 
 @dataclass(frozen=True)
 class Actual:
-    """What a run has measured so far; None where it has not come to that. Seconds by phase, as `plan` names them."""
+    """What a run has measured so far; None for what it has not reached. Seconds by phase, under the estimate's names."""
 
-    train: int | None
-    test: int | None
-    prompt_tokens: float | None
+    train: int
+    test: int
+    prompt_tokens: float
     completion_tokens: float | None
     kept_share: float | None
     seconds: dict[str, float]
 
 
 def read_actual(run: RunDirectory) -> Actual | None:
-    """The measured side of the plan, from narrow columns of a run's tables; None where there is no run yet."""
+    """The measured figures, from narrow columns of a run's tables; None before the run."""
     if not run.exists("questions", "train.parquet"):
         return None
     prompts = run.read_table("questions", "train.parquet", columns=["prompt_token_ids"])["prompt_token_ids"]
@@ -120,10 +119,7 @@ def read_actual(run: RunDirectory) -> Actual | None:
 def _seconds_by_phase(run: RunDirectory) -> dict[str, float]:
     """Wall seconds of each phase, e.g. "round 0: sample", summed over the commands that worked on it."""
     seconds: dict[str, float] = {}
-    for line in run.read_bytes("metrics.jsonl").decode().splitlines() if run.exists("metrics.jsonl") else []:
-        row = json.loads(line)
-        if row.get("step") not in ("sample", "train", "evaluate"):
-            continue
+    for row in run.finished_steps():
         rounds = [int(part[6:8]) for part in row["parts"] if part.startswith("round-")]
         name = f"round {max(rounds, default=0)}: {row['step']}"
         seconds[name] = seconds.get(name, 0.0) + row["seconds"]

@@ -207,10 +207,7 @@ def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | No
 
 def cost(f: ReportData) -> Chapter | None:
     """Wall time and tokens of every step, as recorded when it ended."""
-    if not f.run.exists("metrics.jsonl"):
-        return None
-    steps = [json.loads(line) for line in f.run.read_bytes("metrics.jsonl").splitlines()]
-    steps = [step for step in steps if "step" in step and "seconds" in step]
+    steps = f.run.finished_steps()
     rows = []
     for step in steps:
         facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.stage(part).manifest())]

@@ -143,6 +143,11 @@ class RunDirectory:
             old + (json.dumps({"time": time.time(), **fields}, sort_keys=True) + "\n").encode(), "metrics.jsonl"
         )
 
+    def finished_steps(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says of every finished step: `step`, `parts`, `seconds`; in the order they ended."""
+        lines = self.read_bytes("metrics.jsonl").splitlines() if self.exists("metrics.jsonl") else []
+        return [row for row in map(json.loads, lines) if "step" in row and "seconds" in row]
+
     def stage(self, *parts: str) -> Stage:
         """The stage kept in that directory, whether or not it exists yet."""
         return Stage(self, "/".join(parts))

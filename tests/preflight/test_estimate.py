@@ -14,9 +14,9 @@ from east_ray.config.load import Config, from_dict, load
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import LoraConfig, TrainingConfig
 from east_ray.preflight.devices import read_devices
+from east_ray.preflight.estimate import Phase, estimate
 from east_ray.preflight.model_size import GIB, KNOWN, Architecture, from_hf_config, read_architecture, training_memory
-from east_ray.preflight.plan import Phase, plan
-from east_ray.preflight.plan_text import render
+from east_ray.preflight.plan import render
 from east_ray.records import MEASURES, QUESTIONS, UserError
 from east_ray.runs.directory import RunDirectory
 from tests.support.run_factory import make_run
@@ -149,7 +149,7 @@ def test_the_papers_models_need_no_hub() -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_settings_fit_eight_gpus_with_80_gb(name: str) -> None:
-    result = plan(load(CONFIGS / f"{name}.toml"))
+    result = estimate(load(CONFIGS / f"{name}.toml"))
     assert [pool.device.name for pool in result.pools] == ["A100 80 GB", "H100 80 GB"]
     for pool in result.pools:
         assert pool.sampling_fits
@@ -159,7 +159,7 @@ def test_the_papers_settings_fit_eight_gpus_with_80_gb(name: str) -> None:
 
 
 def test_the_samples_tokens_are_questions_times_n_times_length() -> None:
-    result = plan(load(CONFIGS / "gsm8k-llama-1b.toml"), ["8xH100"])
+    result = estimate(load(CONFIGS / "gsm8k-llama-1b.toml"), ["8xH100"])
     sample = result.pools[0].phases[0]
     assert sample.name == "round 0: sample"
     assert sample.tokens == 7473 * 128 * result.workload.completion_tokens
@@ -167,14 +167,14 @@ def test_the_samples_tokens_are_questions_times_n_times_length() -> None:
 
 def test_twice_the_engines_sample_in_about_half_the_time() -> None:
     config = load(CONFIGS / "math-llama-8b.toml", ["sampling.max_engines=16"])
-    few, many = (plan(config, [f"{count}xA100"]).pools[0].phases[0] for count in (8, 16))
+    few, many = (estimate(config, [f"{count}xA100"]).pools[0].phases[0] for count in (8, 16))
     assert many.seconds == pytest.approx(few.seconds / 2, rel=0.1)
     assert many.device_hours == pytest.approx(few.device_hours, rel=0.1)
 
 
 def test_three_rounds_sample_once_and_then_once_per_arm() -> None:
     config = load(CONFIGS / "gsm8k-llama-1b.toml", ["run.rounds=3"])
-    phases = {phase.name: phase for phase in plan(config, ["8xA100"]).pools[0].phases}
+    phases = {phase.name: phase for phase in estimate(config, ["8xA100"]).pools[0].phases}
     assert len(phases) == 9
     assert phases["round 1: sample"].tokens == 2 * phases["round 0: sample"].tokens
     assert phases["round 0: evaluate"].tokens == pytest.approx(1.5 * phases["round 1: evaluate"].tokens)
@@ -182,7 +182,7 @@ def test_three_rounds_sample_once_and_then_once_per_arm() -> None:
 
 def test_a_model_too_large_for_one_gpu_does_not_fit_and_the_plan_says_what_to_do() -> None:
     config = load(CONFIGS / "math-llama-8b.toml", ["training.gradient_checkpointing=false"])
-    result = plan(config, ["8xL4"])
+    result = estimate(config, ["8xL4"])
     pool = result.pools[0]
     assert pool.sampling_fits
     assert not pool.training_fits
@@ -195,18 +195,18 @@ def test_weights_larger_than_the_gpu_leave_no_kv_cache(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
     (tmp_path / "config.json").write_text(json.dumps({**sizes, "num_key_value_heads": 8, "vocab_size": 128256}))
     config = load(CONFIGS / "math-llama-8b.toml", [f"model.path={tmp_path}"])
-    result = plan(config, ["8xH100"])
+    result = estimate(config, ["8xH100"])
     assert not result.pools[0].sampling_fits
     assert "tensor_parallel_size" in render(result)
     wide = load(
         CONFIGS / "math-llama-8b.toml",
         [f"model.path={tmp_path}", "sampling.tensor_parallel_size=4", "sampling.gpus_per_engine=4"],
     )
-    assert plan(wide, ["8xH100"]).pools[0].sampling_fits
+    assert estimate(wide, ["8xH100"]).pools[0].sampling_fits
 
 
 def test_the_price_is_device_hours_times_the_table_with_training_never_on_spot(tiny_questions: Path) -> None:
-    pool = plan(load(CONFIGS / "gsm8k-llama-1b.toml"), ["8xH100"]).pools[0]
+    pool = estimate(load(CONFIGS / "gsm8k-llama-1b.toml"), ["8xH100"]).pools[0]
     phases = (Phase("sample", 8, 1e6, 1800, True), Phase("train", 8, 1e6, 900, False))
     device = dataclasses.replace(pool.device, on_demand=4.0, spot=1.5)
     priced = dataclasses.replace(pool, phases=phases, device=device)
@@ -222,23 +222,23 @@ def test_spot_is_nowhere_dearer_than_on_demand_in_the_price_table() -> None:
 @pytest.mark.parametrize("pool", ["H100", "0xH100", "eightxH100", "8xZ9"])
 def test_a_pool_that_makes_no_sense_is_refused(pool: str) -> None:
     with pytest.raises(UserError, match="pool"):
-        plan(load(CONFIGS / "gsm8k-llama-1b.toml"), [pool])
+        estimate(load(CONFIGS / "gsm8k-llama-1b.toml"), [pool])
 
 
 def test_a_pool_smaller_than_the_training_gang_is_refused() -> None:
     with pytest.raises(UserError, match=r"training\.workers is 8"):
-        plan(load(CONFIGS / "gsm8k-llama-1b.toml"), ["4xH100"])
+        estimate(load(CONFIGS / "gsm8k-llama-1b.toml"), ["4xH100"])
 
 
 def test_every_assumption_is_printed() -> None:
-    result = plan(load(CONFIGS / "gsm8k-llama-1b.toml"))
+    result = estimate(load(CONFIGS / "gsm8k-llama-1b.toml"))
     text = render(result)
     for field in dataclasses.fields(result.assumptions):
         assert f"{field.name} {getattr(result.assumptions, field.name):g}" in text
 
 
 def test_local_questions_are_counted(tiny_questions: Path, tmp_path: Path) -> None:
-    result = plan(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"])
+    result = estimate(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"])
     assert result.workload.train == len((tiny_questions / "train.jsonl").read_text().splitlines())
     assert result.workload.test == len((tiny_questions / "test.jsonl").read_text().splitlines())
     assert result.actual is None
@@ -248,7 +248,7 @@ def test_a_missing_question_file_is_refused_by_name(tiny_questions: Path, tmp_pa
     config = tiny_config(tiny_questions, tmp_path)
     config = config.model_copy(update={"questions": config.questions.model_copy(update={"train": "absent.jsonl"})})
     with pytest.raises(UserError, match=r"absent\.jsonl"):
-        plan(config, ["2xCPU"])
+        estimate(config, ["2xCPU"])
 
 
 def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions: Path, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions:
     run.append_metrics(step="sample", parts=["round-00/samples"], seconds=100.0)
     run.append_metrics(step="sample", parts=["round-00/samples"], seconds=20.0)
     run.append_metrics(step="evaluate", parts=["base/evaluation", "round-00/arms/east/evaluation"], seconds=30.0)
-    result = plan(tiny_config(tiny_questions, tmp_path), ["2xCPU"])
+    result = estimate(tiny_config(tiny_questions, tmp_path), ["2xCPU"])
     assert result.actual is not None
     assert (result.actual.train, result.actual.test) == (3, 2)
     assert result.actual.prompt_tokens == 11
@@ -277,13 +277,13 @@ def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions:
     assert result.actual.kept_share == 0.5
     assert result.actual.seconds == {"round 0: sample": 120.0, "round 0: evaluate": 30.0}
     rows_of_text = {line.strip().split("  ")[0]: line for line in render(result).split("planned on")[1].splitlines()}
-    assert rows_of_text["round 0: sample"].endswith("2.0 min")
-    assert rows_of_text["kept questions"].endswith("50%")
+    assert rows_of_text["round 0: sample"].endswith("2 min 00 s")
+    assert rows_of_text["kept questions"].endswith("50.0%")
 
 
 def test_a_run_as_the_stages_leave_it_can_be_compared_with_its_plan(tiny_questions: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "run", rounds=2, num_train=120)
-    actual = plan(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"]).actual
+    actual = estimate(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"]).actual
     assert actual is not None
     assert actual.train == 120
     assert actual.kept_share is not None
