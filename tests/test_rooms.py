@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
         "png",
         "formatting",
     },
-    "preflight": {"config", "runs", "models", "questions", "evaluation"},
+    "preflight": {"config", "runs", "models", "questions", "evaluation", "formatting"},
     "stages": {"config", "runs", "arms", "questions", "rollouts", "weighting", "examples", "training", "evaluation"},
     "pipeline": {"config", "runs", "arms", "stages"},
     "launch": {"config", "runs", "console", "rollouts", "evaluation", "report", "stages", "pipeline"},
