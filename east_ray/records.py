@@ -1,7 +1,7 @@
-"""What flows between stages: one Arrow schema per artefact, checked where it crosses a boundary.
+"""Arrow schemas of what flows between steps, and UserError.
 
-Every table keeps one row per question until `select`, so no stage ever needs a shuffle. Schemas are explicit
-because Arrow otherwise types a block whose answers are all null as `null`, which breaks writing.
+Every table has one row per question until `select`, so no step needs a shuffle. Schemas are explicit because Arrow types
+a block whose answers are all null as `null`, which cannot be written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 
 class UserError(ValueError):
-    """Something the user can mend. The message names the thing, its value and the remedy; no traceback is shown."""
+    """An error the user can fix. The message names the thing, its value and the remedy; no traceback is shown."""
 
 
 CORRECT = "correct"
@@ -21,8 +21,8 @@ INCORRECT = "incorrect"
 ERROR = "error"
 VERDICTS = (CORRECT, INCORRECT, ERROR)
 
-# One row per question, with the prompt rendered once for the whole run: Llama 3.x chat templates insert today's
-# date, so sampling, training and evaluation all read these ids instead of rendering again.
+# One row per question, with the prompt rendered once for the whole run: Llama 3.x chat templates insert the date, so
+# sampling, training and evaluation all read these ids instead of rendering again.
 QUESTIONS = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -36,7 +36,7 @@ QUESTIONS = pa.schema(
     ]
 )
 
-# One row per question: exactly num_samples completions, or fewer with the reason in `shortfall`.
+# One row per question: exactly num_samples completions, or fewer and the reason in `shortfall`.
 SAMPLES = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -50,7 +50,7 @@ SAMPLES = pa.schema(
     ]
 )
 
-# One row per question, without any completion text: all that weighing reads.
+# One row per question, without completion text: all that `weigh` reads.
 GRADES = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -77,8 +77,8 @@ GRADES = pa.schema(
     ]
 )
 
-# One row per question; `reason` is null for kept questions. One further float64 column per mapping, named by
-# `Mapping.column`, null where the question is not kept.
+# One row per question; `reason` is null for kept questions. Then one float64 column per mapping, `WeightMapping.column`,
+# null where the question is not kept.
 MEASURES = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -91,7 +91,7 @@ MEASURES = pa.schema(
     ]
 )
 
-# TRL's own column names, the question they came from, then one float64 column per mapping as in MEASURES.
+# The question, TRL's own column names, then one float64 column per mapping as in MEASURES.
 EXAMPLES = {
     "sft": pa.schema([("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string())]),
     "dpo": pa.schema(
@@ -114,6 +114,6 @@ def check_schema(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(
-            f"{where} lacks the columns {missing}; it was not written by this version: restart from the stage before it"
+            f"{where} lacks the columns {missing}; another version wrote it: restart from the step before it"
         )
     return table.select(schema.names).cast(schema)

@@ -1,4 +1,4 @@
-"""One run's settings: the sections put together, read from TOML, changed by `--set a.b=c`, checked once, and explained."""
+"""Run configuration: load TOML, apply `--set` overrides, validate, and report errors by dotted key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from east_ray.records import UserError
 
 
 class RunConfig(Section):
-    """Where a run is kept, and how its rounds follow each other."""
+    """The run directory, the seed and the rounds."""
 
     dir: str = Field(
         default="runs/east", description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix."
@@ -38,24 +38,22 @@ class RunConfig(Section):
     )
     start_from: Literal["previous", "base"] = Field(
         default="previous",
-        description="Which weights training starts from in round t > 0: the model just trained (Algorithm 1) or the base.",
+        description="Weights that training starts from after round 0: the model just trained (Algorithm 1) or the base.",
     )
     data: Literal["replace", "accumulate"] = Field(
-        default="replace", description="Train on this round's examples only, or on those of every round so far."
+        default="replace", description="Train on the examples of this round, or of every round so far."
     )
-    parallel_arms: int = Field(
-        default=1, ge=1, description="Arms trained at the same time, as far as the cluster has room."
-    )
+    parallel_arms: int = Field(default=1, ge=1, description="Arms trained at the same time, if the cluster has room.")
 
 
 class Arm(Section):
-    """One way to train on the same samples: a name and the dotted settings it changes."""
+    """A way of training on the same samples: a name and the dotted settings it changes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", description="Name in tables and directories.")
     set: dict[str, Any] = Field(
         default_factory=dict, description="Dotted weighting.* and training.* settings (and run.seed) this arm changes."
     )
-    rounds: int | None = Field(default=None, ge=1, description="Rounds of this arm; run.rounds where not given.")
+    rounds: int | None = Field(default=None, ge=1, description="Rounds of this arm; run.rounds if unset.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,7 +83,7 @@ class ReproduceConfig(Section):
 
 
 class Config(Section):
-    """Everything one run can be told, section by section; `load` reads it and names what is wrong, `for_arm` varies it."""
+    """All settings of a run, by section; `load` reads and checks them, `for_arm` applies an arm's changes."""
 
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig
@@ -98,7 +96,7 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     arms: tuple[Arm, ...] = Field(
         default=(Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
-        description="What is trained on the same samples; by default plain self-training and EAST.",
+        description="Ways of training on the same samples; by default plain self-training and EAST.",
     )
     sweep: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict,
@@ -134,7 +132,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise UserError(f"no config file at {path}; see jobs/configs/ for examples") from None
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(
-            f"{str(path)!r} is not readable as TOML: {error}; mend it, or start from jobs/configs/"
+            f"{str(path)!r} is not readable as TOML: {error}; fix it, or start from jobs/configs/"
         ) from None
     for override in overrides:
         dotted, separator, text = override.partition("=")
@@ -145,7 +143,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def from_dict(data: Mapping[str, Any], source: str) -> Config:
-    """Validate settings that came from `source` (named in errors). Secrets are refused: settings are written and printed."""
+    """Validate settings read from `source` (named in errors). Secrets are refused: settings are written to files and printed."""
     if secret := _secret_in(data, ""):
         raise UserError(
             f"{source}: {secret} holds a secret, and settings are written to files; take it out and give it in the "
@@ -171,7 +169,7 @@ _SECRET_VALUE = re.compile(r"[a-z0-9+.-]+://[^/@?\s]+:[^/@?\s]+@|\bhf_[A-Za-z0-9
 
 
 def _secret_in(value: Any, dotted: str) -> str | None:
-    """Dotted name of the first setting whose name or text says that it is a secret; never its value."""
+    """Dotted name of the first setting whose name or text looks like a secret; never its value."""
     if isinstance(value, str):
         named = _SECRET_NAME.search(dotted.rpartition(".")[2]) is not None
         return dotted if value and (named or _SECRET_VALUE.search(value)) else None
@@ -200,7 +198,7 @@ def _explain(item: Any, source: str) -> str:
         known = (
             f"did you mean {'.'.join([*map(str, item['loc'][:-1]), near[0]])}?"
             if near
-            else "`east-ray config CONFIG` prints all keys of a config that is in order"
+            else "`east-ray config CONFIG` prints every key of a valid config"
         )
         return f"{source}: unknown key {dotted}; {known}"
     if item["type"] == "missing":

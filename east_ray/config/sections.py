@@ -1,7 +1,6 @@
-"""What each stage can be told: one frozen pydantic section per stage, with units, bounds and the paper's values as defaults.
+"""Per-step configuration, with units, bounds and the paper's defaults (Wang et al. 2025, arXiv 2503.23913).
 
-Defaults are the paper's values (Wang et al. 2025, arXiv 2503.23913) where it states one. Stages take the section they
-need, never the whole config, which config.py puts together. Training's section is in training_section.py.
+A step takes the section it needs, never the whole config. The training section has its own file.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Settings of how, not of what: they may change between two commands on one run without changing its artefacts.
+    # Settings that do not shape the artifacts: they may change between two commands on one run.
     operational: ClassVar[frozenset[str]] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """The settings that shape a stage's output; its manifest records exactly these."""
+        """The settings that shape a step's artifact; its manifest records exactly these."""
         return self.model_dump(mode="json", exclude=set(self.operational))
 
 
 class ModelConfig(Section):
-    """The model a run begins with."""
+    """The base model of a run."""
 
     path: str = Field(
         description="Hugging Face model directory, or a hub name such as meta-llama/Llama-3.2-1B-Instruct."
     )
     revision: str | None = Field(default=None, description="Hub revision; ignored for a directory.")
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
-        default="bfloat16", description="Weights' type in sampling and training (B.2)."
+        default="bfloat16", description="Type of the weights in sampling and training (B.2)."
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model. Only for models you trust."
@@ -43,23 +42,23 @@ class ModelConfig(Section):
 
 
 class QuestionsConfig(Section):
-    """Where questions come from, and how they are asked."""
+    """Question files, their columns, and the prompt."""
 
     train: str = Field(
         description="JSONL or Parquet file (local, s3://, gs://), or a hub dataset as hf://owner/name[/config]:split."
     )
-    test: str | None = Field(default=None, description="Same, for evaluation.")
-    train_limit: int | None = Field(default=None, gt=0, description="Use only the first so many training questions.")
-    test_limit: int | None = Field(default=None, gt=0, description="Use only the first so many test questions.")
+    test: str | None = Field(default=None, description="The same, for evaluation.")
+    train_limit: int | None = Field(
+        default=None, gt=0, description="Use only this many training questions, from the start."
+    )
+    test_limit: int | None = Field(default=None, gt=0, description="Use only this many test questions, from the start.")
     validation_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
         description="Share of the training questions held out to choose the exponent on (never the test set).",
     )
-    id_column: str = Field(
-        default="id", description="Column with a unique id; made from the row number where the file has none."
-    )
+    id_column: str = Field(default="id", description="Column with a unique id; the row number if the file has none.")
     question_column: str = Field(default="question", description="Column with the question's text.")
     answer_column: str = Field(
         default="answer",
@@ -67,7 +66,7 @@ class QuestionsConfig(Section):
     )
     skip_without_reference: bool = Field(
         default=False,
-        description="Leave out, and count, questions whose reference answer is empty (MATH's training set has two).",
+        description="Skip and log questions without a reference answer (the MATH training set has two).",
     )
     system_prompt: str | None = Field(
         default="Please reason step by step, and put your final answer within \\boxed{}.",
@@ -76,18 +75,18 @@ class QuestionsConfig(Section):
 
 
 class AdaptiveConfig(Section):
-    """When a question has been sampled often enough (`adaptive.py`)."""
+    """When a question has enough samples (`rollouts/adaptive.py`)."""
 
-    min_samples: int = Field(default=16, ge=2, description="Completions every question starts with.")
+    min_samples: int = Field(default=16, ge=2, description="Completions drawn first for every question.")
     width: float = Field(
         default=0.8,
         gt=0,
-        description="Draw more while the 95% interval of a question's entropy is wider than this, nats.",
+        description="Draw more while the 95% interval of a question's entropy is wider than this, in nats.",
     )
 
 
 class SamplingConfig(Section):
-    """How completions are drawn, and on what."""
+    """Sampling parameters, and the engines that sample."""
 
     num_samples: int = Field(default=128, ge=1, description="n, completions per question (4.1).")
     temperature: float = Field(
@@ -99,26 +98,26 @@ class SamplingConfig(Section):
     )
     adaptive: AdaptiveConfig | None = Field(
         default=None,
-        description="Start with fewer completions and draw up to num_samples only where the entropy is uncertain.",
+        description="Start with fewer completions; draw up to num_samples only where the entropy is still uncertain.",
     )
     questions_per_shard: int = Field(default=32, ge=1, description="Questions per output file, the unit of resuming.")
     min_engines: int = Field(default=1, ge=1, description="Fewest vLLM engines in the pool.")
     max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
     gpus_per_engine: float = Field(default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU.")
     cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs over which one layer is split.")
-    pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs over which the layers are split.")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share each layer.")
+    pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs that share the layers.")
     kv_cache_gib: float = Field(
         default=4.0, gt=0, description="KV cache of a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
     )
     engine_args: dict[str, Any] = Field(
-        default_factory=dict, description="Further vLLM engine arguments, passed as they are."
+        default_factory=dict, description="More vLLM engine arguments, passed unchanged."
     )
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Ray node labels an engine must be placed on, e.g. market-type = spot."
+        default_factory=dict, description="Ray labels of the nodes that may run an engine, e.g. market-type = spot."
     )
     max_failed_share: float = Field(
-        default=0.01, ge=0, le=1, description="The run stops when more than this share of questions failed."
+        default=0.01, ge=0, le=1, description="The run stops when more than this share of the questions failed."
     )
 
     operational: ClassVar[frozenset[str]] = frozenset(
@@ -139,32 +138,32 @@ class SamplingConfig(Section):
 
 
 class GradingConfig(Section):
-    """What counts as an answer, and which answers are one."""
+    """How answers are extracted, judged and clustered."""
 
     cluster: Literal["canonical", "string"] = Field(
         default="canonical",
-        description="Cluster answers by mathematical meaning, or by their string as the released scripts do.",
+        description="Cluster answers by mathematical meaning, or by string as the released scripts do.",
     )
     unanswered: Literal["cluster", "ignore"] = Field(
         default="cluster",
-        description="Completions without an answer form a cluster of their own, or are left out of the entropy.",
+        description="Completions without an answer form one cluster, or are left out of the entropy.",
     )
     answer_tags: bool = Field(default=False, description="Also accept <answer>...</answer> (R1-style prompts).")
     last_number: bool = Field(
         default=False, description="Fall back to the last number in the text, as the released scripts do."
     )
     deadline_seconds: float = Field(
-        default=5.0, gt=0, description="Wall limit for one symbolic comparison; past it the verdict is an error."
+        default=5.0, gt=0, description="Wall-clock limit of one symbolic comparison; beyond it the verdict is an error."
     )
     memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of one symbolic worker, GiB.")
     workers: int = Field(default=1, ge=1, description="Grading actors (one CPU core each).")
-    labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a grader must be placed on.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Ray labels of the nodes that may run a grader.")
 
     operational: ClassVar[frozenset[str]] = frozenset({"workers", "labels"})
 
 
 class WeightingConfig(Section):
-    """From a question's uncertainty to its weight (eqs. 1 to 6)."""
+    """The mapping from a question's uncertainty to its weight (eqs. 1 to 6)."""
 
     measure: Measure = Field(default="entropy", description="entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
     mapping: MappingName = Field(default="power", description="power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
@@ -172,18 +171,16 @@ class WeightingConfig(Section):
         default=1.0, ge=-10, le=10, description="a of eq. 6; 0 is plain self-training, the paper searches [-3, 3]."
     )
     range: float | None = Field(default=None, gt=0, description="R of the linear mapping (eq. 4).")
-    clip: float | None = Field(default=None, gt=1, description="Cap weights at this value, keeping their mean at 1.")
+    clip: float | None = Field(default=None, gt=1, description="Cap on weights; their mean stays 1.")
     min_effective_share: float = Field(
-        default=0.1, ge=0, le=1, description="Warn when effective sample size / kept questions falls below this."
+        default=0.1, ge=0, le=1, description="Warn when effective sample size / kept questions is lower."
     )
     max_length_effect: float = Field(
         default=0.1,
         ge=0,
-        description="Warn when weights follow length so that a token-mean loss changes the learning rate by more.",
+        description="Warn when weights correlate with length so that a token-mean loss changes the learning rate by more.",
     )
-    on_unhealthy: Literal["warn", "stop"] = Field(
-        default="warn", description="What to do when the weights are unhealthy."
-    )
+    on_unhealthy: Literal["warn", "stop"] = Field(default="warn", description="Reaction to unhealthy weights.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -195,37 +192,35 @@ class WeightingConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which questions are trained on, and with which of their completions."""
+    """Choice of the questions, and of the completions, that are trained on."""
 
     keep: Literal["mixed", "solved"] = Field(
         default="mixed",
-        description="Keep questions with a correct and an incorrect completion (released scripts), or any correct one (paper's SFT).",
+        description="Keep questions with a correct and an incorrect completion (released scripts), or with a correct one (paper's SFT).",
     )
     negative: Literal["random", "dominant"] = Field(
         default="random",
         description="Negative drawn uniformly from the incorrect completions (paper) or from the most frequent wrong cluster.",
     )
     pairs_per_question: int = Field(
-        default=1, ge=1, description="Positives (and negatives) drawn per kept question, without replacement."
+        default=1, ge=1, description="Positives (and negatives) per kept question, drawn without replacement."
     )
     exclude_test_questions: bool = Field(
-        default=True, description="Drop training questions whose text is also in the test set."
+        default=True, description="Drop training questions whose text is in the test set as well."
     )
 
 
 class EvaluationConfig(Section):
-    """What is measured, and how surely."""
+    """Evaluation on the test and validation questions."""
 
     num_samples: int = Field(
         default=0,
         ge=0,
-        description="Further sampled completions per test question for pass@k and maj@k; 0: greedy accuracy only.",
+        description="Completions sampled per test question for pass@k and maj@k; 0: greedy accuracy only.",
     )
-    temperature: float = Field(default=1.0, gt=0, description="Temperature of those.")
+    temperature: float = Field(default=1.0, gt=0, description="Temperature of these samples.")
     max_new_tokens: int | None = Field(
-        default=None, ge=1, description="Longest completion; sampling.max_new_tokens where not given."
+        default=None, ge=1, description="Longest completion, tokens; sampling.max_new_tokens if unset."
     )
-    compare_math_verify: bool = Field(
-        default=False, description="Also report plain math-verify's verdicts beside ours."
-    )
+    compare_math_verify: bool = Field(default=False, description="Also report the verdicts of plain math-verify.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every interval.")

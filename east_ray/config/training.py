@@ -1,4 +1,4 @@
-"""What training can be told: losses, batches, adapters, workers. The other stages' sections are in sections.py."""
+"""Training configuration: losses, batches, adapters, workers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Loss = Literal["sft", "dpo", "kto"]
 
 
 class SftConfig(Section):
-    """Settings of the SFT loss alone."""
+    """Settings of the SFT loss."""
 
     learning_rate: float = Field(default=2e-6, gt=0, description="Peak learning rate (4.1).")
 
 
 class PreferenceConfig(Section):
-    """Settings of a preference loss (DPO, KTO) alone."""
+    """Settings of a preference loss (DPO, KTO)."""
 
     learning_rate: float = Field(default=2e-7, gt=0, description="Peak learning rate (4.1).")
     beta: float = Field(default=0.01, gt=0, description="Strength of the pull towards the reference model (4.1).")
@@ -37,28 +37,29 @@ class LoraConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How an arm is trained, and on what."""
+    """The loss, its optimisation, and the workers that train."""
 
-    loss: Loss = Field(default="sft", description="Which loss is weighted (eq. 7): sft, dpo or kto.")
+    loss: Loss = Field(default="sft", description="The loss that is weighted (eq. 7): sft, dpo or kto.")
     sft: SftConfig = Field(default_factory=SftConfig, description="Settings used when loss = sft.")
     dpo: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Settings used when loss = dpo.")
     kto: PreferenceConfig = Field(
         default_factory=lambda: PreferenceConfig(beta=0.05), description="Settings used when loss = kto."
     )
     epochs: float = Field(default=3, gt=0, description="Passes over the examples (4.1).")
-    max_steps: int = Field(default=-1, description="Stop after so many optimizer steps; -1 trains all epochs.")
+    max_steps: int = Field(default=-1, description="Stop after this many optimizer steps; -1 trains all epochs.")
     batch_size: int = Field(default=16, ge=1, description="Examples per optimizer step over all workers (4.1).")
     micro_batch_size: int = Field(default=4, ge=1, description="Examples per forward pass and worker.")
     warmup_ratio: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the steps with rising learning rate (4.1)."
+        default=0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises (4.1)."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay.")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Gradient clipping norm.")
     max_length: int = Field(
-        default=4096, ge=1, description="Longest prompt + completion, tokens; longer examples are refused, not cut."
+        default=4096, ge=1, description="Longest prompt + completion, tokens; longer examples are refused, never cut."
     )
     normalization: Literal["token", "sequence"] = Field(
-        default="token", description="SFT: token mean over the optimizer batch (TRL's), or mean of per-sequence means."
+        default="token",
+        description="SFT: token mean over the optimizer batch (as TRL), or mean of the per-sequence means.",
     )
     weight_granularity: Literal["example", "microbatch"] = Field(
         default="example",
@@ -76,13 +77,14 @@ class TrainingConfig(Section):
     offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
     precompute_reference: bool = Field(
-        default=False, description="DPO: compute the reference log-probabilities once instead of keeping the model."
+        default=False,
+        description="DPO: compute the reference log-probabilities once, instead of keeping the reference model.",
     )
     checkpoint_steps: int = Field(default=50, ge=1, description="Optimizer steps between checkpoints.")
     max_failures: int = Field(
-        default=3, ge=0, description="Times a died worker group is restarted from its last checkpoint."
+        default=3, ge=0, description="How often a worker group that died is restarted from its last checkpoint."
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="Ray node labels a worker must be placed on.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Ray labels of the nodes that may run a worker.")
     report_to: tuple[Tracker, ...] = Field(
         default=(),
         description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
@@ -94,17 +96,17 @@ class TrainingConfig(Section):
 
     @property
     def learning_rate(self) -> float:
-        """Of the loss that is trained."""
+        """Peak learning rate of the loss that is trained."""
         return getattr(self, self.loss).learning_rate
 
     @property
     def beta(self) -> float | None:
-        """Of the loss that is trained; None for SFT."""
+        """Beta of the loss that is trained; None for SFT."""
         return None if self.loss == "sft" else getattr(self, self.loss).beta
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        """Micro-batches per worker and optimizer step."""
+        """Micro-batches of one worker in one optimizer step."""
         return self.batch_size // (self.micro_batch_size * self.workers)
 
     @model_validator(mode="after")
@@ -112,7 +114,7 @@ class TrainingConfig(Section):
         per_pass = self.micro_batch_size * self.workers
         if self.batch_size % per_pass:
             raise ValueError(
-                f"batch_size={self.batch_size} is no multiple of micro_batch_size x workers = "
+                f"batch_size={self.batch_size} is not a multiple of micro_batch_size x workers = "
                 f"{self.micro_batch_size} x {self.workers} = {per_pass}"
             )
         if self.loss == "kto" and self.micro_batch_size < 2:

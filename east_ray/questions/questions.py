@@ -1,6 +1,6 @@
-"""Questions from any file or hub dataset, and the prompt, rendered once for the whole run.
+"""Questions of a run: read, checked, split, and rendered as prompts once for the whole run.
 
-Everything that can be wrong with a user's question file is found here, before anything expensive starts.
+Errors in a question file are found here, before anything expensive starts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its bare reference answer; `where` names its file and line in errors."""
+    """A question with its bare reference answer; `where` is its file and line, for errors."""
 
     question_id: str
     question: str
@@ -49,7 +49,7 @@ class QuestionsSummary:
 def prepare(
     run: RunDirectory, output: str, *, questions: QuestionsConfig, model: ModelConfig, seed: int
 ) -> QuestionsSummary:
-    """Write train, validation and test questions with their rendered prompts below `output`."""
+    """Write the train, validation and test questions with their prompts below `output`."""
     tokenizer = load_tokenizer(model)
     train = load_questions(questions.train, questions, questions.train_limit)
     held_out = {q.question_id for q in train if _unit_interval(seed, q.question_id) < questions.validation_share}
@@ -67,12 +67,12 @@ def prepare(
 
 
 def load_questions(source: str, columns: QuestionsConfig, limit: int | None = None) -> list[Question]:
-    """Read and check questions. UserError names the file and line of the first thing that is wrong."""
+    """Read and check questions. UserError names the file and line of the first error."""
     questions: list[Question] = []
     seen: dict[str, str] = {}
     for where, row in read_rows(source):
         if columns.skip_without_reference and not reference_answer(str(row.get(columns.answer_column) or "")):
-            logger.warning("%s: left out, it has no reference answer", where)
+            logger.warning("%s: skipped, it has no reference answer", where)
             continue
         question = _question(row, where, columns, fallback_id=f"{Path(source.split(':')[0]).stem}-{len(questions):06d}")
         if question.question_id in seen:
@@ -113,7 +113,7 @@ def render(questions: Iterable[Question], tokenizer: Any, system_prompt: str | N
 
 
 def in_test_set(run: RunDirectory, directory: str) -> frozenset[str]:
-    """Ids of training questions whose text, spaces and case aside, is also a test question."""
+    """Ids of training questions whose text, apart from spaces and case, is also a test question."""
     test = run.read_table(directory, "test.parquet", columns=["question"])
     texts = {text_key(text) for text in test["question"].to_pylist()}
     train = run.read_table(directory, "train.parquet", columns=["question_id", "question"])
@@ -128,10 +128,10 @@ def _question(row: dict[str, Any], where: str, columns: QuestionsConfig, fallbac
             raise UserError(f"{where}: no column {name!r} among {sorted(row)}; set questions.{setting}")
     text = row[columns.question_column]
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: {columns.question_column!r} must be a text that is not empty, got {text!r}")
+        raise UserError(f"{where}: {columns.question_column!r} must be non-empty text, got {text!r}")
     answer = row[columns.answer_column]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise UserError(f"{where}: {columns.answer_column!r} must be a text or a number, got {answer!r}")
+        raise UserError(f"{where}: {columns.answer_column!r} must be text or a number, got {answer!r}")
     reference = reference_answer(str(answer))
     if not reference:
         raise UserError(
@@ -154,6 +154,6 @@ def _optional(value: Any) -> str | None:
 
 
 def _unit_interval(seed: int, question_id: str) -> float:
-    """A number in [0, 1) that depends on nothing but the run seed and the question."""
+    """A number in [0, 1) that depends only on the run seed and the question."""
     digest = hashlib.sha256(f"validation/{seed}/{question_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

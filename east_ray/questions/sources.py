@@ -1,4 +1,4 @@
-"""Question files: JSON Lines, Parquet or a hub dataset, read one row at a time and checked line by line."""
+"""Question files: JSON Lines, Parquet or a hub dataset, read and checked row by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 64 << 20
 
 
 def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of each JSON line or Parquet row, one at a time. UserError names the line that is no JSON object."""
+    """(where, row) of each JSON line or Parquet row, one at a time. UserError names the line that is not a JSON object."""
     if source.startswith("hf://"):
         yield from _hub_rows(source)
         return
@@ -38,11 +38,11 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 for number, row in enumerate(rows, start=1):
                     yield f"{source}, row {number}", row
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{source} is not readable as Parquet: {error}; write it again") from None
+            raise UserError(f"{source} is not readable as Parquet: {error}; fetch or write it again") from None
     elif path.endswith((".jsonl", ".jsonl.gz", ".json")):
         yield from _json_lines(source, filesystem, path)
     else:
-        raise UserError(f"{source}: unknown kind of question file; use .jsonl, .jsonl.gz or .parquet")
+        raise UserError(f"{source}: unknown file type; use .jsonl, .jsonl.gz or .parquet")
 
 
 def _open(source: str) -> tuple[pafs.FileSystem, str]:
@@ -83,11 +83,11 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
         if b"\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); mend or delete the line") from None
+        raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); fix or delete the line") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}; mend or delete the line")
+        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}; fix or delete the line")
     return row
 
 
@@ -96,7 +96,7 @@ def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     name, separator, split = source.removeprefix("hf://").rpartition(":")
     if not separator or not name:
-        raise UserError(f"{source}: name the split too, e.g. hf://openai/gsm8k/main:train")
+        raise UserError(f"{source}: name the split as well, e.g. hf://openai/gsm8k/main:train")
     local = Path(name).is_dir()
     parts = name.split("/")
     path, config = (name, None) if local else ("/".join(parts[:2]), "/".join(parts[2:]) or None)
@@ -111,5 +111,5 @@ def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def text_key(text: str) -> str:
-    """Equal for texts that differ in spaces and case alone."""
+    """Equal for texts that differ only in spaces and case."""
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()

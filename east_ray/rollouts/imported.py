@@ -1,7 +1,7 @@
-"""Completions sampled elsewhere, brought into the run as if they had been sampled here: `east-ray import-samples`.
+"""`east-ray import-samples`: completions sampled elsewhere, written as if they had been sampled here.
 
-One JSON object (or Parquet row) per line names a question, by its text or its id, and holds completions; several lines
-may name one question. Lines are spread over spill files by shard first, so memory holds one shard whatever the order.
+A line (a JSON object or Parquet row) names a question, by text or id, and holds completions; several lines may name the
+same question. Lines are first spread over one spill file per shard, so memory holds one shard, whatever their order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FINISH_REASONS = ("stop", "length")
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What was brought in. `unmatched_lines` name no question of the run; `missing_questions` got no completion."""
+    """Counts of an import. `unmatched_lines` name no question of the run; `missing_questions` got no completion."""
 
     lines: int
     unmatched_lines: int
@@ -50,10 +50,10 @@ class ImportSummary:
 def import_samples(
     run: RunDirectory, file: str, *, questions: str, samples: str, model: ModelConfig, questions_per_shard: int
 ) -> ImportSummary:
-    """Write `file` as shards of completions below `samples`, one row for every question of the run.
+    """Write `file` as shards of completions below `samples`, one row per question of the run.
 
-    The number of completions may differ between questions; a question without any has the reason in `shortfall`.
-    UserError names the line that is wrong, and when nothing matches at all.
+    Numbers of completions may differ between questions; a question without any has the reason in `shortfall`.
+    UserError names a line that is wrong, or says that no line matches.
     """
     catalogue = Catalogue(run.read_table(questions, columns=["question_id", "question"]))
     num_shards = shards.count_shards(len(catalogue.ids), questions_per_shard)
@@ -71,7 +71,7 @@ def import_samples(
         if lines["all"] == lines["unmatched"]:
             raise UserError(
                 f"{file}: none of its {lines['all']} lines names a question of {run.uri_of(questions)}, by text "
-                f"({' or '.join(QUESTION_COLUMNS)}) or id ({' or '.join(ID_COLUMNS)}); is it of the same data set?"
+                f"({' or '.join(QUESTION_COLUMNS)}) or id ({' or '.join(ID_COLUMNS)}); is it the same data set?"
             )
         tokenizer = load_tokenizer(model)
         per_question: list[int] = []
@@ -93,7 +93,7 @@ def import_samples(
 
 
 class Catalogue:
-    """Finds the run's question that a line means: by its text where the line has one, by its id otherwise."""
+    """Finds the question of the run that a line names: by text if the line has one, by id otherwise."""
 
     def __init__(self, questions: pa.Table) -> None:
         self.ids: list[str] = questions["question_id"].to_pylist()
@@ -103,7 +103,7 @@ class Catalogue:
         self._texts = texts
 
     def find(self, row: dict[str, Any], where: str) -> int | None:
-        """Row number of the question; None when the run has no such question. Ids of other data sets may coincide."""
+        """Row number of the question; None when the run has no such question. Text decides: other data sets reuse ids."""
         text = next((row[name] for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
         given = next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
         if text is None and given is None:
@@ -115,7 +115,7 @@ class Catalogue:
 
 
 def completions_of(row: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
-    """The completions of one line and their finish reasons, "unknown" where the line does not say."""
+    """The completions of one line and their finish reasons, "unknown" if the line does not say."""
     name = next((name for name in (*LIST_COLUMNS, *TEXT_COLUMNS) if row.get(name) is not None), None)
     if name is None:
         raise UserError(
