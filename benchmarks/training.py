@@ -1,9 +1,9 @@
-"""What exact weights cost: a weighted step against TRL's own on the same batches, and the start-up proof.
+"""The cost of exact weights: a weighted step against TRL's own on the same batches, and the gradient check.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--device cuda] [--steps 40]
     OMP_NUM_THREADS=1 python benchmarks/training.py --identity
 
-The second prints how far weighted gradients are from explicit weighted losses (tests/oracles.py), in float32.
+The second prints how far weighted gradients are from explicit weighted losses (tests/support/oracles.py), in float32.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
@@ -48,7 +48,7 @@ def main() -> None:
         identity()
         return
     clock = process_clock if arguments.device == "cpu" else device_clock
-    print("loss  local weight  TRL ms  weighted ms  ratio   proof ms  share of 100 steps")
+    print("loss  local weight  TRL ms  weighted ms  ratio   check ms  share of 100 steps")
     with tempfile.TemporaryDirectory() as scratch:
         model = random_model(arguments.size, scratch)
         for loss in arguments.losses:
@@ -56,7 +56,7 @@ def main() -> None:
                 c = measure(loss, local_weight, model, scratch, arguments.device, arguments.steps, clock)
                 print(
                     f"{loss:<5} {local_weight:<12} {c.stock_ms:>7.1f} {c.ours_ms:>12.1f} {c.ours_ms / c.stock_ms:>6.3f} "
-                    f"{c.proof_ms:>10.0f} {c.proof_share:>9.2%}",
+                    f"{c.check_ms:>10.0f} {c.check_share:>9.2%}",
                     flush=True,
                 )
 
@@ -79,18 +79,18 @@ def identity() -> None:
                 print(f"{name:<24}{far:.1e}", flush=True)
         run_cases(Path(scratch))
         for case, name in zip(CASES, NAMES, strict=True):
-            far, proof = measured(case, name, Path(scratch))
-            print(f"{name:<24}{far:.1e}   two workers; start-up proof {proof:.1e}", flush=True)
+            far, error = measured(case, name, Path(scratch))
+            print(f"{name:<24}{far:.1e}   two workers; gradient check {error:.1e}", flush=True)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians of one micro-batch, the start-up proof, and the proof's share of a training of 100 steps."""
+    """Medians of one micro-batch, the gradient check, and the check's share of a training of 100 steps."""
 
     stock_ms: float
     ours_ms: float
-    proof_ms: float
-    proof_share: float
+    check_ms: float
+    check_share: float
 
 
 def measure(
@@ -126,7 +126,7 @@ def measure(
     times: dict[str, list[float]] = {"ours": [], "stock": []}
     ready = clock()
     check_weighted_gradient(ours)
-    proof = clock() - ready
+    check = clock() - ready
     for step in range(-3, steps):
         first = (step % 4) * 4
         items = [ours.positions[p] for p in range(first, first + 4)]
@@ -139,8 +139,8 @@ def measure(
                 times[name].append(clock() - start)
             trainer.model.zero_grad()
     median = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    share = proof / (100 * training.gradient_accumulation_steps * median["stock"] / 1000)
-    return Cost(median["stock"], median["ours"], 1000 * proof, share)
+    share = check / (100 * training.gradient_accumulation_steps * median["stock"] / 1000)
+    return Cost(median["stock"], median["ours"], 1000 * check, share)
 
 
 def random_model(size: str, scratch: str) -> str:

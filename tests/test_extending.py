@@ -97,7 +97,7 @@ def test_without_its_reader_that_kind_of_answer_is_not_understood() -> None:
         assert grader.equal("3:30 p.m.", "15:30") != CORRECT
 
 
-def test_a_new_loss_passes_the_start_up_proof_and_trains(tmp_path: Path) -> None:
+def test_a_new_loss_passes_the_gradient_check_and_trains(tmp_path: Path) -> None:
     run_block("loss")
     training = config("dpo", max_steps=1)
     rows, plan, weights = planned("dpo", 8, training)
@@ -108,7 +108,7 @@ def test_a_new_loss_passes_the_start_up_proof_and_trains(tmp_path: Path) -> None
     assert made.state.log_history[0]["weighted_loss"] == pytest.approx(1, abs=1e-3)  # no margin before the first step
 
 
-def test_a_formula_that_is_not_the_loss_is_found_by_the_proof(tmp_path: Path) -> None:
+def test_a_formula_that_is_not_the_loss_fails_the_gradient_check(tmp_path: Path) -> None:
     defined = run_block("loss")
     defined["WeightedHingeTrainer"].example_losses = trainers.WeightedTrainer.example_losses  # DPO's, not hinge's
     training = config("dpo", max_steps=1)

@@ -1,7 +1,7 @@
-"""One question's graded completions -> training rows, or the one named reason for dropping it (METHOD 5 and 7). Pure.
+"""The choice of completions to train on, question by question (METHOD, step 7). Pure.
 
-Choices are made by ranking candidates by a hash of (run seed, round, question, completion number): they depend on
-neither order nor sharding, and on no library's random generator.
+Candidates are ranked by a hash of (run seed, round, question, completion number), so choices depend on neither order nor
+sharding, nor on a library's random generator.
 """
 
 from __future__ import annotations

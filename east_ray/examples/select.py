@@ -1,9 +1,9 @@
-"""Kept questions -> training files: one Parquet file per loss, in TRL's columns, with every mapping's weight beside them.
+"""Training files from the kept questions: one Parquet file per loss, in TRL's columns, plus every mapping's weight.
 
     examples/sft.parquet  examples/dpo.parquet  examples/kto.parquet      records.EXAMPLES[loss] + one float64 column per mapping
 
-Completions are read by Ray Data tasks, one shard at a time; only the chosen rows reach the driver, which writes them
-in question order as they come.
+Ray Data tasks read the completions, one shard at a time; only the chosen rows reach the driver, which writes them in
+question order as they arrive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRADE_COLUMNS = ["question_id", "answers", "verdicts", "clusters", "truncated"]
 
 @dataclass(frozen=True)
 class LossSummary:
-    """What was written for one loss. The earlier rounds' rows that were put in front are not counted."""
+    """What was written for one loss, without the earlier rounds' rows that come first."""
 
     rows: int
     questions: int
@@ -110,7 +110,7 @@ def select(
 def _open_writer(
     run: RunDirectory, stack: ExitStack, output: str, loss: str, columns: Sequence[str]
 ) -> pq.ParquetWriter:
-    """A file that is complete once the stage's manifest says so."""
+    """A file that counts once the artifact's manifest exists."""
     schema = pa.schema([*EXAMPLES[loss], *(pa.field(name, pa.float64()) for name in columns)])
     run.filesystem.create_dir(run.path(output), recursive=True)
     sink = stack.enter_context(run.filesystem.open_output_stream(run.path(output, f"{loss}.parquet")))
@@ -172,7 +172,7 @@ def _all_columns(columns: Sequence[str]) -> pa.Schema:
 
 
 class _Tally:
-    """Adds up what was written for one loss, from tables that pass by."""
+    """Running totals of what was written for one loss."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.rows = self.tokens = self.questions = 0

@@ -1,7 +1,7 @@
 """The plan of a training: the examples of each optimizer step, and what each example's gradient is multiplied by.
 
 Pure numpy, decided once for a whole training before any model is loaded. Positions are laid out step by step, micro-batch
-by micro-batch, so that what one step computes depends on neither worker count nor accumulation. Whatever is known
+by micro-batch, so that a step's gradient depends on neither worker count nor accumulation. Whatever is known
 beforehand (weights, normalisation, padding, granularity) is folded into one multiplier per position, which `trainers` applies. Suffixes: N examples, P positions, S steps, K micro-batches, B examples of one.
 """
 
@@ -55,7 +55,7 @@ def plan_training(
     granularity: str,
     seed: int,
 ) -> TrainingPlan:
-    """Order the examples for a whole training and fold all that is known beforehand into multipliers.
+    """Order the examples for a whole training and fold everything known beforehand into multipliers.
 
     `tokens_N` counts the tokens each example's loss sums over. SFT and DPO are shuffled again each epoch; KTO keeps one
     order, because its KL term pairs neighbours. The last step is filled with further examples of multiplier 0.
@@ -96,7 +96,7 @@ def multipliers(
     normalization: str,
     granularity: str,
 ) -> np.ndarray:
-    """What each position's gradient is multiplied by, given the means TRL takes by itself.
+    """The factor of each position's gradient, given the means that TRL takes by itself.
 
     TRL divides SFT's token sum by the tokens of the whole step, and DPO's and KTO's sum by the examples of the whole
     step, padding included. Exactly 1 for weight 1 with normalization "token" (SFT), or without padding (DPO, KTO).

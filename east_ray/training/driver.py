@@ -1,7 +1,6 @@
-"""Train one arm: Ray Train workers with DeepSpeed around the weighted trainers, one `fit()` per training.
+"""Training of one arm: Ray Train workers with DeepSpeed around the weighted trainers, one `fit()` per training.
 
-The driver plans every batch, follows the progress and writes the log; it never holds text. `training_worker` is what runs
-on the workers.
+The driver plans every batch, follows the progress and writes the log; it never holds text. `worker` runs on the workers.
 """
 
 from __future__ import annotations
@@ -41,9 +40,10 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpo
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training did. `tokens`: those its loss was summed over, in all epochs; `digest`: sha256 of the weights.
+    """A finished training. `tokens`: those its loss was summed over, in all epochs; `digest`: sha256 of the weights.
 
-    `loss` and `weighted_loss` are of the last step; `proof` is the relative L2 distance the start-up proof found.
+    `loss` and `weighted_loss` are of the last step; `gradient_error` is the relative L2 error of the weighted gradient that
+    the start-up check measured.
     """
 
     examples: int
@@ -53,7 +53,7 @@ class TrainingSummary:
     seconds: float
     loss: float
     weighted_loss: float
-    proof: float
+    gradient_error: float
     digest: str
 
 
@@ -73,9 +73,9 @@ def train(
 ) -> TrainingSummary:
     """Train `base_model` on one Parquet file of examples and write the model directory `output`.
 
-    `weight_column` names the file's column of weights, None means all ones. A training that was interrupted goes on from
-    its last checkpoint, which is kept beside `output` in `training/`, as is its log. CancelledError soon after `stop` is
-    set; UserError when the examples cannot be trained on as asked.
+    `weight_column` names the file's column of weights; None means all ones. An interrupted training resumes from its last
+    checkpoint, which is kept beside `output` in `training/`, as is its log. CancelledError soon after `stop` is set;
+    UserError when the examples cannot be trained on as configured.
     """
     started = time.monotonic()
     work = "/".join([*output.split("/")[:-1], "training"])
@@ -118,10 +118,10 @@ def train(
         training=training,
         model=model,
         seed=seed,
-        board=on_driver_node(StatusActor),
+        status=on_driver_node(StatusActor),
     )
     _discard_damaged_state(job, title)
-    news = _fit(job, f"{work}/log.jsonl", title, stop or threading.Event())
+    status = _fit(job, f"{work}/log.jsonl", title, stop or threading.Event())
     facts = {
         "title": title,
         "base_model": base_model,
@@ -134,13 +134,13 @@ def train(
         "steps": plan.num_steps,
         "tokens": int(prepared.tokens_N[plan.row_P[~plan.padding_P]].sum()),
         "data": prepared.content,
-        "weights": news.digest,
+        "weights": status.digest,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "deepspeed", "ray")},
     }
     run.write_json(facts, output, FACTS)
     write_model_card(run, output)
     run.delete(job.state)
-    last = news.log[-1]
+    last = status.log[-1]
     summary = TrainingSummary(
         examples=len(prepared.weight_N),
         steps=plan.num_steps,
@@ -149,17 +149,17 @@ def train(
         seconds=time.monotonic() - started,
         loss=last["loss"],
         weighted_loss=last["weighted_loss"],
-        proof=news.proof,
-        digest=news.digest,
+        gradient_error=status.gradient_error,
+        digest=status.digest,
     )
     logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)
     return summary
 
 
 def _discard_damaged_state(job: TrainingJob, title: str) -> None:
-    """Ray overwrites its list of checkpoints in place: a driver killed in that moment leaves half of it.
+    """Delete checkpoints whose list is damaged: Ray overwrites it in place, and a driver killed in that moment leaves half.
 
-    Beginning anew then costs time and ends in the same weights.
+    Starting again costs time and ends in the same weights.
     """
     if not job.run.exists(job.state, SNAPSHOT):
         return
@@ -170,40 +170,40 @@ def _discard_damaged_state(job: TrainingJob, title: str) -> None:
     except (ValueError, KeyError):
         intact = False
     if not intact:
-        logger.warning("%s: the checkpoints in %s are damaged; beginning anew", title, job.run.uri_of(job.state))
+        logger.warning("%s: the checkpoints in %s are damaged; starting again", title, job.run.uri_of(job.state))
         job.run.delete(job.state)
 
 
 def _fit(job: TrainingJob, log: str, title: str, stop: threading.Event) -> TrainingStatus:
-    """Run the workers to their end, showing progress and writing the log as it grows."""
-    fit = _Fit(_trainer(job))
-    fit.start()  # in a thread: Ray Train would keep Ctrl-C to itself for the rest of the process
-    news, started, written, shown = TrainingStatus(), time.monotonic(), time.monotonic(), dict[int, str]()
+    """Run the workers to the end, showing progress and writing the log as it grows."""
+    fit = _FitThread(_trainer(job))
+    fit.start()  # in a thread: on the main one Ray Train would keep Ctrl-C to itself for the rest of the process
+    status, started, written, shown = TrainingStatus(), time.monotonic(), time.monotonic(), dict[int, str]()
     waiting = True
     with console.progress(title, job.plan.num_steps, unit="steps") as bar:
         while fit.is_alive():
             fit.join(timeout=LOOK_EVERY_SECONDS)
             if stop.is_set():
                 raise CancelledError(f"{title} was stopped")
-            news = _get(job.board.read.remote())
+            status = _get(job.status.read.remote())
             if waiting and time.monotonic() - started > WARN_AFTER_SECONDS:
                 waiting = False
-                if not news.workers:
+                if not status.workers:
                     _warn_of_waiting(job, title)
-            if news.workers != shown:
-                shown = dict(news.workers)
+            if status.workers != shown:
+                shown = dict(status.workers)
                 logger.debug("%s: workers %s", title, shown)
-            if news.log:
-                bar.update(news.log[-1]["step"], loss=news.log[-1]["loss"])
-            if news.log and time.monotonic() - written > WRITE_LOG_EVERY_SECONDS:
+            if status.log:
+                bar.update(status.log[-1]["step"], loss=status.log[-1]["loss"])
+            if status.log and time.monotonic() - written > WRITE_LOG_EVERY_SECONDS:
                 written = time.monotonic()
-                _write_log(job.run, log, news)
-    if news.refused:
-        raise UserError(f"{title}: {news.refused}")
+                _write_log(job.run, log, status)
+    if status.refused:
+        raise UserError(f"{title}: {status.refused}")
     if fit.error is not None:
         raise _explained(fit.error, job, title)
-    _write_log(job.run, log, news)
-    return news
+    _write_log(job.run, log, status)
+    return status
 
 
 def _warn_of_waiting(job: TrainingJob, title: str) -> None:
@@ -220,7 +220,7 @@ def _warn_of_waiting(job: TrainingJob, title: str) -> None:
     )
 
 
-class _Fit(threading.Thread):
+class _FitThread(threading.Thread):
     def __init__(self, trainer: Any) -> None:
         super().__init__(name=TRAINING_THREAD, daemon=True)
         self.trainer, self.error = trainer, None
@@ -237,7 +237,7 @@ def _trainer(job: TrainingJob) -> Any:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_EVERY_SECONDS))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 is less than a node takes to boot
-    import ray.train.torch  # torch, which most commands do without
+    import ray.train.torch  # torch, which most commands never need
 
     training, run = job.training, job.run
     work, _, state = job.state.rpartition("/")
@@ -264,7 +264,7 @@ def _trainer(job: TrainingJob) -> Any:
 
 
 def _run_worker(config: dict[str, Any]) -> None:
-    from east_ray.training.worker import train_worker  # trl and deepspeed, which the driver does without
+    from east_ray.training.worker import train_worker  # trl and deepspeed, which the driver never needs
 
     train_worker(config["job"])
 
@@ -274,19 +274,19 @@ def _worker_environment(use_gpu: bool) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports every training to its makers otherwise
+        "HF_HUB_DISABLE_TELEMETRY": "1",  # else TRL reports every training to its makers
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
     }
     return quiet if use_gpu else {**quiet, "DS_ACCELERATOR": "cpu"}
 
 
-def _write_log(run: RunDirectory, path: str, news: TrainingStatus) -> None:
-    run.write_bytes("".join(json.dumps(row) + "\n" for row in news.log).encode(), path)
+def _write_log(run: RunDirectory, path: str, status: TrainingStatus) -> None:
+    run.write_bytes("".join(json.dumps(row) + "\n" for row in status.log).encode(), path)
 
 
 def _get(reference: Any) -> Any:
-    """`ray.get`, with a UserError of a task as the UserError it is."""
+    """`ray.get` that raises a task's UserError as a UserError."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

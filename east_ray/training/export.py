@@ -1,4 +1,4 @@
-"""Model directories in and out: find one wherever it lives, write a trained one as a plain Hugging Face directory.
+"""Export of a trained model as a plain Hugging Face directory.
 
 An export is its base model's own files (tokenizer, chat template, generation config, custom code) with new weights under
 the same tensor names, so whatever loads the base loads the export. It is read back and compared before it counts.
@@ -62,7 +62,7 @@ def merge_adapter(
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}
     save_file(contiguous, os.path.join(adapter_dir, "adapter_model.safetensors"), metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(adapter_dir)
-    unset_hf_deepspeed_config()  # under ZeRO-3 loading would wait for the other ranks, which are not here
+    unset_hf_deepspeed_config()  # else loading under ZeRO-3 would wait for the other ranks, which do not call this
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
     return peft.PeftModel.from_pretrained(whole, adapter_dir).merge_and_unload()
 
@@ -79,7 +79,7 @@ def read_tensors(directory: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def weights_digest(directory: str) -> str:
-    """sha256 over names, types, shapes and bytes of all tensors, whatever files they are spread over."""
+    """sha256 over names, types, shapes and bytes of all tensors, whichever files hold them."""
     digest = hashlib.sha256()
     for name, tensor in read_tensors(directory):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -100,7 +100,7 @@ def _cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, to
 
 
 def _take_over_files(base: str, target: str, dtype: str) -> None:
-    """Give `target` exactly the base model's files beside the weights; TRL changed some of them in memory."""
+    """Replace `target`'s files other than weights by the base model's; TRL changed some of them in memory."""
     for directory, remove in ((target, True), (base, False)):
         for name in os.listdir(directory):
             path = os.path.join(directory, name)

@@ -1,8 +1,8 @@
-"""The start-up proof: before a training begins, show on its first micro-batch that the weights reach the gradient.
+"""The gradient check: before training starts, verify on the first micro-batch that the weights reach the gradient.
 
-TRL's gradient of a whole micro-batch, weighted the way training will weight it, is compared with the gradient of the
-weighted loss written out from the formulas (`losses`), taken example by example. A TRL release that computes its loss
-another way fails here in seconds, not after days in the accuracy.
+TRL's gradient of a whole micro-batch, weighted as training will weight it, is compared with the gradient of the weighted
+loss written out from the formulas (`losses`), example by example. A TRL release that computes its loss another way fails
+here in seconds, instead of after days in the accuracy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch
 
 from east_ray.training.trainers import WeightedTrainer
 
-# Distance of the two gradients that is accepted, by the type the model computes in, relative to the root of the summed
-# squares of the examples' own gradients. Rounding stays far below; a weight that is wrong, lost or swapped with its
-# neighbour's is an order of magnitude above.
+# Accepted distance of the two gradients, by the type the model computes in, relative to the root of the summed squares of
+# the examples' own gradients. Rounding stays far below; a wrong, lost or swapped weight is an order of magnitude above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
-COMPLETION_TOKENS = 32  # of each example: enough to tell weights apart, and no memory to speak of
+COMPLETION_TOKENS = 32  # per example: enough to tell weights apart, and little memory
 
 
 class WeightedGradientError(RuntimeError):
@@ -27,7 +26,7 @@ class WeightedGradientError(RuntimeError):
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """`distance`: of the two gradients, `loss_distance`: of the two unweighted losses, both relative and the worst of all ranks.
+    """`distance` of the two gradients and `loss_distance` of the two unweighted losses: relative, the worst over all ranks.
 
     `parameters`: those whose gradients were compared.
     """
@@ -39,10 +38,10 @@ class GradientCheck:
 
 
 def check_weighted_gradient(trainer: WeightedTrainer) -> GradientCheck:
-    """Compare the two on this rank's first micro-batch; WeightedGradientError, on every rank, when they differ on any.
+    """Compare the two gradients on this rank's first micro-batch; WeightedGradientError on every rank if any rank's differ.
 
-    To be called by all ranks once the model is prepared for training; leaves no trace in it. Compares two small
-    parameters, first and last in the model, that no ZeRO stage takes apart.
+    All ranks must call it once the model is prepared for training; it leaves no trace in the model. It compares two small
+    parameters, the first and the last of the model, that no ZeRO stage partitions.
     """
     names, probes = zip(*_probes(trainer), strict=True)
     was_training = trainer.model.training
@@ -60,7 +59,7 @@ def check_weighted_gradient(trainer: WeightedTrainer) -> GradientCheck:
     if not (gradient <= tolerance and loss <= tolerance):
         raise WeightedGradientError(
             f"on the first micro-batch TRL's weighted {trainer.positions.loss} gradient is {gradient:.2g}, and its loss "
-            f"{loss:.2g}, away from what the formulas say (relative, {tolerance:g} allowed; seen in {', '.join(names)}): "
+            f"{loss:.2g}, away from the formulas' (relative, {tolerance:g} allowed; measured on {', '.join(names)}): "
             "this transformers or TRL computes its loss another way; install the versions in pyproject.toml"
         )
     return GradientCheck(gradient, loss, tolerance, names)
@@ -69,8 +68,8 @@ def check_weighted_gradient(trainer: WeightedTrainer) -> GradientCheck:
 def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
     """The first and the last trainable vector (a norm's weight), or LoRA B, that this rank holds whole.
 
-    LoRA's A has no gradient before the first step, because B is zero. Embeddings sum theirs token by token, which rounds
-    too much in bf16 to compare.
+    LoRA's A has no gradient before the first step, because B is zero. Embeddings add theirs up token by token, which rounds
+    too much in bf16.
     """
     whole = [
         (name, parameter)
@@ -84,7 +83,7 @@ def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> torch.Tensor:
-    """Relative distance of the gradients with respect to the probes, and of the losses, on this rank."""
+    """Relative distances of the gradients at the probes and of the losses, on this rank."""
     plan = trainer.positions.plan
     first = trainer.accelerator.process_index * plan.micro_batch_size
     mine = [trainer.positions[first + i] for i in range(plan.micro_batch_size)]
@@ -102,7 +101,7 @@ def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> to
     by_formula = share * trainer.example_losses(inputs, trainer.policy_R).sum()
     terms = []
     for example in range(plan.micro_batch_size):
-        # The same forward pass each time, so that both gradients start from the same numbers, whatever their precision.
+        # The same forward pass each time, so that both gradients start from the same numbers at any precision.
         losses_B = trainer.example_losses(inputs, _policy_logps(trainer, inputs))
         terms.append(_flat(torch.autograd.grad(share * scale_B[example] * losses_B[example], probes)))
     terms_B = torch.stack(terms)
@@ -112,7 +111,7 @@ def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> to
 
 
 def _shortened(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The micro-batch with every completion cut after a few tokens."""
+    """The micro-batch with every completion cut after COMPLETION_TOKENS."""
     short = dict(inputs)
     for prefix in ("", "KL_"):
         if f"{prefix}input_ids" in inputs:

@@ -1,4 +1,4 @@
-"""What TRL's trainers are given: every one of their settings that matters, decided here, and the rows in planned order."""
+"""Inputs of TRL's trainers: all their settings that matter, and the rows in planned order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def trainer_settings(training: TrainingConfig, dtype: str) -> dict[str, Any]:
         "fp16": dtype == "float16",
         "gradient_checkpointing": training.gradient_checkpointing,
         "max_length": None,
-        "router_aux_loss_coef": 0.0,  # a mixture's balancing loss is no sum over examples, so it cannot be weighted
+        "router_aux_loss_coef": 0.0,  # a mixture's balancing loss is not a sum over examples, so it cannot be weighted
         "remove_unused_columns": False,
         "use_cpu": not training.use_gpu,
         "logging_steps": 1,
@@ -50,12 +50,12 @@ def trainer_settings(training: TrainingConfig, dtype: str) -> dict[str, Any]:
 
 
 def trackers(report_to: Sequence[str]) -> list[str]:
-    """The trackers to log to: those named, else TensorBoard where it is installed; "none" names none."""
+    """The trackers to log to: those named, else TensorBoard where it is installed; "none" for none."""
     return list(report_to) or (["tensorboard"] if is_tensorboard_available() else ["none"])
 
 
 def lora_config(lora: LoraConfig | None) -> peft.LoraConfig | None:
-    """The same adapter in peft's terms; None trains all parameters."""
+    """The adapter in peft's terms; None trains all parameters."""
     if lora is None:
         return None
     return peft.LoraConfig(

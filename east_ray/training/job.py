@@ -1,4 +1,4 @@
-"""What passes between the driver of a training and its workers: the job there, the news back. Imports neither's libraries."""
+"""The job that the driver sends to the workers of a training, and the status they report back; free of either's libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINING_THREAD = "east-ray training"  # name of the driver's threads that are i
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
-    """UserError, before anything is spent, when a tracker that was asked for by name is not installed."""
+    """UserError when a tracker that the config names is not installed; called before anything is spent."""
     missing = [name for name in report_to if name != "none" and importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -33,8 +33,8 @@ def check_trackers(report_to: Sequence[str]) -> None:
 class TrainingJob:
     """All that a worker needs.
 
-    `tokens`, `state` and `output` are relative to the run: the tokenised examples, the directory of checkpoints and the
-    model's. `reference`: where DPO's reference log-probabilities are kept for every arm. `board` is a `StatusActor` actor.
+    Relative to the run: `tokens` (the tokenised examples), `reference` (DPO's reference log-probabilities, shared by all
+    arms), `state` (the directory of checkpoints) and `output` (the model's). `status` is a `StatusActor`.
     """
 
     run: RunDirectory
@@ -48,39 +48,39 @@ class TrainingJob:
     training: TrainingConfig
     model: ModelConfig
     seed: int
-    board: Any
+    status: Any
 
 
 @dataclass
 class TrainingStatus:
-    """What rank 0 has told so far. `log`: one row per step, complete at the end; `digest` is empty until then."""
+    """What rank 0 has reported. `log`: one row per step, complete at the end; `digest` is empty until then."""
 
     log: list[dict[str, Any]] = field(default_factory=list)
     workers: dict[int, str] = field(default_factory=dict)
-    proof: float = math.nan
+    gradient_error: float = math.nan
     digest: str = ""
     refused: str = ""
 
 
 class StatusActor:
-    """An actor that passes news from rank 0 to the driver at once; Ray Train's own reports wait for all ranks."""
+    """An actor that passes rank 0's status to the driver at once; Ray Train's own reports wait for all ranks."""
 
     def __init__(self) -> None:
-        self._news = TrainingStatus()
+        self._status = TrainingStatus()
 
-    def join(self, rank: int, where: str) -> None:
-        """A worker has started, for the first time or again."""
-        self._news.workers[rank] = where
+    def register(self, rank: int, where: str) -> None:
+        """Record a worker that has started, for the first time or again."""
+        self._status.workers[rank] = where
 
     def add(self, row: dict[str, Any]) -> None:
-        """Rows of steps that are trained again, after a failure, replace the old ones."""
-        self._news.log = [old for old in self._news.log if old["step"] < row["step"]] + [row]
+        """Append a log row; steps that are trained again after a failure replace the old ones."""
+        self._status.log = [old for old in self._status.log if old["step"] < row["step"]] + [row]
 
-    def tell(self, **news: Any) -> None:
+    def update(self, **fields: Any) -> None:
         """Set fields of TrainingStatus."""
-        for name, value in news.items():
-            setattr(self._news, name, value)
+        for name, value in fields.items():
+            setattr(self._status, name, value)
 
     def read(self) -> TrainingStatus:
-        """All there is so far."""
-        return self._news
+        """The status so far."""
+        return self._status

@@ -1,7 +1,7 @@
 """The losses written out per example (eq. 7), and the local weights of the baselines LW(P) and LW(W) (eq. 8-10).
 
-TRL computes what training minimises; these formulas are for what TRL does not give: the weighted loss to log, and the
-start-up proof, which compares TRL's gradient with theirs. Suffixes: B examples, R rows of a forward pass (DPO: the chosen
+TRL computes the loss that training minimises. These formulas serve what TRL does not provide: the weighted loss to log,
+and the gradient check at start-up, which compares TRL's gradient with theirs. Suffixes: B examples, R rows of a forward pass (DPO: the chosen
 of every example, then the rejected ones), T tokens.
 """
 

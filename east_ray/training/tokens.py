@@ -1,6 +1,6 @@
 """Training examples as token ids: the prompt exactly as it was sampled from, the completion, and the end of sequence.
 
-TRL is handed these ids and never text, so its own templates and end-of-sequence rules cannot change them.
+TRL gets these ids and never text, so its own templates and end-of-sequence rules cannot change them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from east_ray.models import load_tokenizer
 from east_ray.records import EXAMPLES, UserError, check_schema
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
 
-# The text columns that become completions, and the names TRL's collators know their token ids by.
+# The text columns that become completions, and the names TRL's collators expect for their token ids.
 COMPLETIONS = {
     "sft": {"completion": "completion_ids"},
     "dpo": {"chosen": "chosen_ids", "rejected": "rejected_ids"},
@@ -29,10 +29,10 @@ COMPLETIONS = {
 
 @dataclass(frozen=True)
 class PreparedExamples:
-    """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the text.
+    """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the ids.
 
-    `tokens`, `reference`: where the token ids and DPO's reference log-probabilities are kept, for every arm with these
-    examples and this model.
+    `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm
+    with these examples and this model.
     """
 
     tokens: str
@@ -55,8 +55,8 @@ def prepare_examples(
 ) -> PreparedExamples:
     """Check the examples and their weights, tokenise them unless another arm has, and return what planning needs.
 
-    UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts that this
-    model's tokenizer reads otherwise than the sampler did.
+    UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts whose token ids
+    differ from those that were sampled from.
     """
     where = run.uri_of(examples)
     table = run.read_table(examples)
@@ -89,8 +89,8 @@ def tokenise_examples(
 ) -> pa.Table:
     """Rows of EXAMPLES[loss] -> question_id, prompt_ids, completion ids and (KTO) label, in the same order.
 
-    `prompt_token_ids` holds what the sampler was given, by question id; UserError when this tokenizer makes something
-    else of the same prompt. A question that is not in it is tokenised from its text.
+    `prompt_token_ids` holds what the sampler was given, by question id; UserError when this tokenizer gives other ids for
+    the same prompt. The prompt of a question that is not in it is tokenised from its text.
     """
     prompts = examples["prompt"].to_pylist()
     question_ids = examples["question_id"].to_pylist()
@@ -99,9 +99,9 @@ def tokenise_examples(
         sampled = prompt_token_ids.get(question_id)
         if sampled is not None and list(sampled) != prompt_ids:
             raise UserError(
-                f"the prompt of question {question_id} is {len(prompt_ids)} tokens to this model's tokenizer and other "
-                f"{len(sampled)} tokens to the one it was sampled with; train the model that was sampled from, or "
-                "restart the run from its questions"
+                f"the prompt of question {question_id} is {len(prompt_ids)} tokens with this model's tokenizer and "
+                f"{len(sampled)} different ones with the one it was sampled with; train the model that was sampled from, or "
+                "start the run again from its questions"
             )
     columns: dict[str, Any] = {
         "question_id": pa.array(question_ids, pa.string()),
@@ -126,7 +126,7 @@ def lengths(tokens: pa.Table, loss: str) -> tuple[list[int], list[int]]:
 
 
 def check_lengths(longest_N: Sequence[int], max_length: int) -> None:
-    """UserError, with the count and the remedy, when an example is longer than `max_length`: none is ever cut."""
+    """UserError, with the count and the remedy, when an example is longer than `max_length`; none is ever cut."""
     too_long = sum(length > max_length for length in longest_N)
     if too_long:
         raise UserError(
@@ -146,7 +146,7 @@ def _completion_ids(
     """Token ids of each completion as it continues its prompt, ended by one end-of-sequence token.
 
     Encoded together with the prompt where that leaves the prompt's ids as they are (SentencePiece would put a space
-    before a text encoded alone), otherwise alone (a merge across the border never happens while sampling).
+    before a text encoded alone), otherwise alone (sampling never merges across the border).
     """
     together_N = _encode(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
     alone_N = _encode(tokenizer, completions)
@@ -171,14 +171,14 @@ def _weights(table: pa.Table, column: str | None, where: str) -> np.ndarray:
         return np.ones(table.num_rows)
     if column not in table.column_names:
         raise UserError(
-            f"{where} has no weights {column!r}, only the columns {table.column_names}; redo `weigh` and `select`"
+            f"{where} has no weights {column!r}, only the columns {table.column_names}; run `weigh` and `select` again"
         )
     weight_N = table[column].to_numpy().astype(np.float64)
     invalid = int((~np.isfinite(weight_N) | (weight_N < 0)).sum())
     if invalid or not weight_N.any():
         raise UserError(
             f"{where}: {invalid} of {len(weight_N)} weights in {column!r} are missing, negative or not finite, and "
-            f"{int((weight_N == 0).sum())} are zero; redo `weigh` and `select`"
+            f"{int((weight_N == 0).sum())} are zero; run `weigh` and `select` again"
         )
     return weight_N
 
@@ -191,7 +191,7 @@ def _sampled_prompts(run: RunDirectory, questions: str) -> Mapping[str, list[int
 
 
 def _content(table: pa.Table) -> str:
-    """16 hex digits that tell apart tables of other ids or in another order."""
+    """16 hex digits that differ for tables with other ids or another order."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table.combine_chunks())

@@ -51,7 +51,7 @@ def make_trainer(
     deepspeed: dict[str, Any] | None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> WeightedTrainer:
-    """A trainer ready for `.train()`: the model loaded, the examples in their planned order, every setting decided.
+    """A trainer ready for `.train()`: model loaded, examples in planned order, every setting decided.
 
     `rows` come from `tokens.tokenise_examples`. `deepspeed` is a DeepSpeed configuration, None for plain PyTorch.
     """
@@ -80,11 +80,11 @@ def make_trainer(
 
 
 class WeightedTrainer(_BaseTrainer):
-    """What the three weighted trainers share; mixed in before TRL's trainer.
+    """The base of the three weighted trainers, mixed in before TRL's.
 
-    `multiplier_B` weights the next forward pass with a gradient, None: it is not to be weighted. `scale_B` is what that
-    pass was weighted by, local weights included; `policy_R` are its rows' summed log-probabilities, and `reference_R`
-    those of the last pass without a gradient, which TRL makes with the reference model.
+    `multiplier_B` weights the next forward pass with a gradient; None leaves it unweighted. `scale_B` is what that pass was
+    weighted by, local weights included; `policy_R` are its rows' summed log-probabilities, and `reference_R` those of the
+    last pass without a gradient, which TRL makes with the reference model.
     """
 
     args: Any
@@ -138,7 +138,7 @@ class WeightedTrainer(_BaseTrainer):
         return loss
 
     def _on_forward(self, _module: Any, _args: Any, output: Any) -> Any:
-        """Forward hook: scale the gradient of each row's log-probabilities in the pass that is differentiated."""
+        """Forward hook: scale the gradient of each row's log-probabilities in passes that are differentiated."""
         if not isinstance(output, FusedCausalLMOutput):
             return output
         log_probs_RT: Any = output.log_probs
@@ -183,13 +183,13 @@ class WeightedTrainer(_BaseTrainer):
         return example_losses(self.positions.loss, policy_R, reference_R, beta=beta, kl=kl, label_B=inputs.get("label"))
 
     def loss_share(self, num_items_in_batch: Any, num_examples: int) -> Any:
-        """What TRL multiplies each example's loss by in one micro-batch's loss, before gradient accumulation."""
+        """The factor of each example's loss in TRL's loss of one micro-batch, before gradient accumulation."""
         if self.positions.loss == "sft":
             return self.accelerator.num_processes / num_items_in_batch
         return 1 / num_examples
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to TRL's own figures of a step what weighting is about; every rank must call it."""
+        """Add the weights' figures of a step to TRL's own; every rank must call it."""
         if "loss" in logs:
             step, plan = self.state.global_step, self.positions.plan
             weight_B = self.positions.weight_N[plan.examples_of_step(step - 1)]
@@ -206,7 +206,7 @@ class WeightedTrainer(_BaseTrainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save only what resuming needs (transformers would also gather and write the whole model).
+        """Save only what a resume needs (transformers would also gather and write the whole model).
 
         Each rank writes its own shard: optimizer state and random state; rank 0 adds schedule, step and log.
         """
@@ -265,7 +265,7 @@ LOSS_TYPES = {"nll", "sigmoid", "kto"}  # TRL's names of the losses that `exampl
 
 
 def refuse_inseparable(args: Any) -> None:
-    """ValueError for settings of TRL under which a loss is no sum over rows, or does not pass through `log_probs`."""
+    """ValueError for TRL settings whose loss is not a sum over rows, or does not pass through `log_probs`."""
     losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     reasons = {
         "packing": (getattr(args, "packing", False), "packs several examples into one row, which has one weight"),
@@ -274,7 +274,7 @@ def refuse_inseparable(args: Any) -> None:
             "joins a micro-batch into one row, which has one weight",
         ),
         "use_liger_kernel": (args.use_liger_kernel, "computes the loss without per-row log-probabilities"),
-        "label_smoothing_factor": (args.label_smoothing_factor, "computes the loss from logits, past the weights"),
+        "label_smoothing_factor": (args.label_smoothing_factor, "computes the loss from logits, bypassing the weights"),
         "use_weighting": (getattr(args, "use_weighting", False), 'is local_weight = "wpo" here'),
         "ld_alpha": (getattr(args, "ld_alpha", None) is not None, "couples the lengths of a pair"),
         "loss_type": (set(losses) - LOSS_TYPES, f"{losses} has no weighted form here"),
@@ -286,7 +286,7 @@ def refuse_inseparable(args: Any) -> None:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by `scale` on the way back."""
+    """The identity, with a gradient multiplied by `scale`."""
 
     @staticmethod
     def forward(context: Any, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""What one Ray Train worker does: load, prove, resume, train, checkpoint, export. `training` starts the workers.
+"""A Ray Train worker: load, check the weighted gradient, resume, train, checkpoint, export. `driver` starts the workers.
 
-Each rank writes only its own shard of a checkpoint. On a local run directory the shards go straight to their place; for an
-object store they are written to the node's disk and uploaded by Ray while training goes on.
+Each rank writes only its own shard of a checkpoint: straight into a local run directory, or, for an object store, to the
+node's disk, from where Ray uploads it during training.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def train_worker(job: TrainingJob) -> None:
-    """The loop Ray Train runs on each worker. What the user can mend is reported instead of raised: trying again is no help."""
+    """The loop Ray Train runs on each worker. User errors are reported instead of raised, as retrying would not help."""
     set_up_deepspeed(job.training.use_gpu)
     rank = ray.train.get_context().get_world_rank()
-    ray.get(job.board.join.remote(rank, f"pid {os.getpid()} on {socket.gethostname()}"))
+    ray.get(job.status.register.remote(rank, f"pid {os.getpid()} on {socket.gethostname()}"))
     try:
         with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
             _train(job, rank, scratch)
     except (UserError, WeightedGradientError) as error:
-        ray.get(job.board.tell.remote(refused=str(error)))
+        ray.get(job.status.update.remote(refused=str(error)))
 
 
 def _train(job: TrainingJob, rank: int, scratch: str) -> None:
@@ -77,7 +77,7 @@ def _train(job: TrainingJob, rank: int, scratch: str) -> None:
 
 
 def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
-    """DeepSpeed's settings; everything that transformers knows as well is left to it ("auto")."""
+    """DeepSpeed's settings; those that transformers sets as well are left to it ("auto")."""
     zero: dict[str, Any] = {"stage": training.zero_stage, "stage3_gather_16bit_weights_on_model_save": True}
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": training.use_gpu}
@@ -96,7 +96,7 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
 
 
 class _Callback(TrainerCallback):
-    """Proves the weights before the first step, sends the log to the driver, and reports checkpoints to Ray."""
+    """Checks the weighted gradient before the first step, sends the log to the driver, and reports checkpoints to Ray."""
 
     def __init__(self, job: TrainingJob) -> None:
         self.job = job
@@ -104,10 +104,10 @@ class _Callback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
-        proof = check_weighted_gradient(self.trainer)
+        check = check_weighted_gradient(self.trainer)
         if state.is_world_process_zero:
-            # The figure alone: the board would have to import torch and TRL to know the class.
-            self.job.board.tell.remote(proof=proof.distance)
+            # The figure alone: the actor would have to import torch and TRL to know the class.
+            self.job.status.update.remote(gradient_error=check.distance)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -123,7 +123,7 @@ class _Callback(TrainerCallback):
                 f"lower training.{loss}.learning_rate={self.job.training.learning_rate:g}, or use model.dtype=bfloat16"
             )
         if state.is_world_process_zero:
-            self.job.board.add.remote({"step": state.global_step, **logs})
+            self.job.status.add.remote({"step": state.global_step, **logs})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         directory = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
@@ -141,7 +141,7 @@ class _Callback(TrainerCallback):
 
 
 def settings_of(training: TrainingConfig) -> dict[str, Any]:
-    """What a checkpoint's shards are cut by: another training cannot read them."""
+    """The settings that a checkpoint's shards depend on: a training with others cannot read them."""
     return {
         "training.workers": training.workers,
         "training.zero_stage": training.zero_stage,
@@ -152,7 +152,7 @@ def settings_of(training: TrainingConfig) -> dict[str, Any]:
 
 
 def check_settings(job: TrainingJob, directory: str) -> None:
-    """UserError when a checkpoint was written under settings that cut its shards otherwise."""
+    """UserError when a checkpoint was written with other values of `settings_of`."""
     with open(os.path.join(directory, SETTINGS)) as file:
         saved = json.load(file)
     changed = {name: value for name, value in settings_of(job.training).items() if saved.get(name) != value}
@@ -160,8 +160,8 @@ def check_settings(job: TrainingJob, directory: str) -> None:
         now = ", ".join(f"{name}={value}" for name, value in changed.items())
         then = " ".join(f"--set {name}={saved.get(name)}" for name in changed)
         raise UserError(
-            f"the checkpoint in {job.run.uri_of(job.state)} was written under other settings than {now}, and its shards do "
-            f"not fit: go on with {then}, or begin this training anew with --restart-from train"
+            f"the checkpoint in {job.run.uri_of(job.state)} was written with other settings than {now}, and its shards do not "
+            f"fit: resume with {then}, or start this training again with --restart-from train"
         )
 
 
@@ -175,9 +175,9 @@ def _read_rows(job: TrainingJob) -> pa.Table:
 
 
 def set_up_deepspeed(use_gpu: bool) -> None:
-    """First thing in a worker: without it ZeRO-3 on CPU takes the world for one process and asserts on the batch size."""
+    """First call in a worker: without it ZeRO-3 on CPU takes the world for one process and asserts on the batch size."""
     if not use_gpu:
-        # Its shared-memory all-reduce takes a minute to compile, and spins for ever when another rank is killed.
+        # Its shared-memory all-reduce takes a minute to compile, and spins forever when another rank is killed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
 
@@ -192,7 +192,7 @@ def gathered_state(trainer: WeightedTrainer, training: TrainingConfig) -> Mappin
 
 
 def _export(job: TrainingJob, trainer: WeightedTrainer, base: str, scratch: str) -> None:
-    """Write the model directory on rank 0, the adapter in it, and tell the driver."""
+    """Write the model directory, with the adapter in it, on rank 0 and report the log and the digest."""
     state = gathered_state(trainer, job.training)
     if ray.train.get_context().get_world_rank() != 0:
         return
@@ -208,4 +208,4 @@ def _export(job: TrainingJob, trainer: WeightedTrainer, base: str, scratch: str)
         job.run.delete(job.output)
         job.run.upload(target, job.output)
     log = [row for row in trainer.state.log_history if "loss" in row]  # whole, also after a resume
-    ray.get(job.board.tell.remote(log=log, digest=digest))
+    ray.get(job.status.update.remote(log=log, digest=digest))

@@ -1,4 +1,4 @@
-"""Which questions can be trained on, and the one named reason why a question is dropped (METHOD, step 5)."""
+"""The questions that can be trained on, and the one named reason why any other is dropped (METHOD, step 5)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ REASONS = {
 }
 
 
-# What helps when that reason leaves nothing to train on.
+# The remedy when that reason leaves nothing to train on.
 REMEDIES = {
     "in test set": "train on other questions than the test set's, or set selection.exclude_test_questions=false",
-    "no samples": "read the column `shortfall` of the samples, mend the cause and sample again",
-    "grader error": "raise grading.deadline_seconds or grading.memory_gib and verify again",
+    "no samples": "read the column `shortfall` of the samples, fix the cause and sample again",
+    "grader error": "raise grading.deadline_seconds or grading.memory_gib and run `verify` again",
     "truncated": "raise sampling.max_new_tokens and sample again",
-    "all wrong": "look at a few completions beside their references: if they agree, the answer column or the prompt is "
-    "off; else take easier questions, more samples or an abler model",
-    "all correct": "take harder questions, or set selection.keep=solved for SFT",
+    "all wrong": "compare a few completions with their references: if they agree, the answer column or the prompt is "
+    "wrong; otherwise use easier questions, more samples or a stronger model",
+    "all correct": "use harder questions, or set selection.keep=solved for SFT",
     "no usable positive": "raise sampling.max_new_tokens, or ask for the answer in \\boxed{} (questions.system_prompt)",
     "no usable negative": "set selection.keep=solved for SFT",
 }

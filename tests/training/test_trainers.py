@@ -162,21 +162,21 @@ def test_the_log_holds_the_weighted_loss_beside_the_unweighted_one(loss: str, tm
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_start_up_proof_holds_and_leaves_no_trace(loss: str, dtype: str, tmp_path: Path) -> None:
+def test_the_gradient_check_passes_and_leaves_no_trace(loss: str, dtype: str, tmp_path: Path) -> None:
     training = config(loss, local_weight="perplexity")
     rows, plan, weights = planned(loss, 16, training)
     made = trainer(rows, plan, weights, training, tmp_path, dtype=dtype)
     made.model.train()
     before = torch.get_rng_state()
-    proof = check_weighted_gradient(made)
-    assert proof.distance <= {"float32": 1e-6, "bfloat16": 0.02}[dtype]
+    check = check_weighted_gradient(made)
+    assert check.distance <= {"float32": 1e-6, "bfloat16": 0.02}[dtype]
     assert torch.equal(before, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in made.model.parameters())
     assert made.model.training
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_start_up_proof_holds_in_bf16_on_text_the_model_has_never_seen(loss: str, tmp_path: Path) -> None:
+def test_the_gradient_check_passes_in_bf16_on_text_the_model_has_never_seen(loss: str, tmp_path: Path) -> None:
     """Far from its training a model's activations are large and bf16 rounds them coarsely."""
     training = config(loss, micro_batch_size=8)
     rows, plan, weights = planned(loss, 16, training)
@@ -197,7 +197,7 @@ def test_the_start_up_proof_holds_in_bf16_on_text_the_model_has_never_seen(loss:
     [lambda scale: torch.ones_like(scale), lambda scale: scale.roll(1), lambda scale: scale.mean().expand_as(scale)],
     ids=["lost", "of-the-neighbour", "averaged"],
 )
-def test_the_start_up_proof_stops_a_training_whose_weights_are(
+def test_the_gradient_check_stops_a_training_whose_weights_are(
     broken: Callable[[torch.Tensor], torch.Tensor], loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaled = trainers._ScaleGradient.apply
@@ -209,7 +209,7 @@ def test_the_start_up_proof_stops_a_training_whose_weights_are(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_start_up_proof_notices_another_loss(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_check_notices_another_loss(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = next(base for base in trainers.TRAINERS[loss][0].__mro__ if base.__name__ == f"{loss.upper()}Trainer")
     theirs = stock.compute_loss
     monkeypatch.setattr(stock, "compute_loss", lambda *args, **kwargs: 1.2 * theirs(*args, **kwargs))

@@ -34,13 +34,13 @@ def training_of(case: tuple[str, int, Any]) -> Any:
 
 
 class Watch(TrainerCallback):
-    """Keeps the weights as they are before the first step, and what the start-up proof found."""
+    """Keeps the weights as they are before the first step, and the error that the gradient check measured."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         from east_ray.training.gradient_check import check_weighted_gradient
         from east_ray.training.worker import gathered_state
 
-        self.proof = check_weighted_gradient(self.trainer).distance  # type: ignore[attr-defined]
+        self.error = check_weighted_gradient(self.trainer).distance  # type: ignore[attr-defined]
         gathered = gathered_state(self.trainer, self.training)  # type: ignore[attr-defined]
         self.before = {name: tensor.clone() for name, tensor in (gathered or {}).items()}
 
@@ -83,7 +83,7 @@ def worker(rank: int, port: int, out: str) -> None:
         trainer.train()
         after = gathered_state(trainer, training)
         if rank == 0:
-            torch.save({"before": watch.before, "after": after, "proof": watch.proof}, f"{out}/{name}.pt")
+            torch.save({"before": watch.before, "after": after, "error": watch.error}, f"{out}/{name}.pt")
         unset_hf_deepspeed_config()
         GradientState._reset_state()
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -100,7 +100,7 @@ def run_cases(out: Path) -> None:
 
 
 def measured(case: tuple[str, int, Any], name: str, out: Path) -> tuple[float, float]:
-    """Distance of the step from the explicit gradient, and what the start-up proof had found."""
+    """Distance of the step from the explicit gradient, and the error that the gradient check measured."""
     training = training_of(case)
     rows, plan, weights = planned(training.loss, 16, training)
     saved = torch.load(out / f"{name}.pt")
@@ -113,7 +113,7 @@ def measured(case: tuple[str, int, Any], name: str, out: Path) -> tuple[float, f
 
     listed, here = rows.to_pylist(), plan.examples_of_step(0)
     expected = explicit_gradient(training, model, [listed[i] for i in here], [float(weights[i]) for i in here])
-    return distance(moved, expected), saved["proof"]
+    return distance(moved, expected), saved["error"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_step_along_the_explicit_weighted_gradient(
     case: tuple[str, int, Any], name: str, results: Path
 ) -> None:
-    step, proof = measured(case, name, results)
+    step, error = measured(case, name, results)
     assert step <= EXACT[case[0]]
-    assert proof <= 1e-6
+    assert error <= 1e-6

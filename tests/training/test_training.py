@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused_with_the_way_back(
     )
     check_settings(job, str(tmp_path))
     job.training = config("sft", workers=1, zero_stage=3)
-    with pytest.raises(UserError, match=r"--set training\.workers=2, or begin .* --restart-from train"):
+    with pytest.raises(UserError, match=r"--set training\.workers=2, or start .* --restart-from train"):
         check_settings(job, str(tmp_path))
 
 
@@ -160,7 +160,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_model(run: RunDirectory,
     assert [rank for rank, *_ in killer.killed] == [0]
     assert_same_training(run, undisturbed, disturbed)
 
-    assert undisturbed.proof < 1e-6
+    assert undisturbed.gradient_error < 1e-6
     assert undisturbed.steps == 60
     assert run.list("undisturbed", "training") == ["log.jsonl"]  # no checkpoints left behind
     model = Path(run.path("undisturbed", "model"))
