@@ -5,25 +5,25 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from east_ray.config.load import Arm, Config, from_dict
 from east_ray.records import UserError
-from east_ray.runs.steps import Part
+from east_ray.runs.artifacts import Artifact
 from east_ray.weighting.mappings import WeightMapping
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model at some point of the run: where it is, and the part that trained it (None: the model we began with)."""
+    """A model at some point of the run: where it is, and the artifact of its training (None: the model we began with)."""
 
     path: str
-    trained: Part | None = None
+    trained: Artifact | None = None
 
     @property
-    def needs(self) -> dict[str, Part]:
-        """What a step that uses this policy has to wait for."""
+    def inputs(self) -> dict[str, Artifact]:
+        """What a step that uses this policy is made from."""
         return {"model": self.trained} if self.trained else {}
 
 
@@ -36,9 +36,14 @@ class Group:
     policy: Policy
 
     @property
-    def place(self) -> str:
+    def directory(self) -> str:
         """Directory of what these arms share, inside the run."""
         return f"round-{self.t:02d}" if self.t == 0 else f"round-{self.t:02d}/arms/{self.arms[0].name}"
+
+    @property
+    def earlier_directories(self) -> list[str]:
+        """The same in the rounds before, in order."""
+        return [replace(self, t=t).directory for t in range(self.t)]
 
 
 def mappings_of(config: Config, arms: Sequence[Arm]) -> list[WeightMapping]:

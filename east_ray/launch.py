@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from east_ray import steps
 from east_ray.config.load import Config
 from east_ray.console import console
 from east_ray.pipeline import run_algorithm
 from east_ray.records import UserError
+from east_ray.runs.artifacts import run_steps
 from east_ray.runs.cluster import start_ray
-from east_ray.runs.directory import RunDirectory, fingerprint_source
+from east_ray.runs.directory import RunDirectory
 from east_ray.runs.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -27,10 +30,13 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
             return 0
         from east_ray.evaluation.summary import render_table
         from east_ray.report.page import write_report
+        from east_ray.training.model_card import write_model_card
 
         if table := render_table(run):
             console.print(table)
         if changed or not run.exists("report.html"):
+            for t, arm in itertools.product(range(config.run.rounds), config.arms):
+                write_model_card(run, f"round-{t:02d}/arms/{arm.name}/model")
             write_report(run)
         done = "" if changed else "Nothing to do: this run is finished. "
         console.print(f"{done}Report: {run.uri_of('report.html')}")
@@ -39,33 +45,11 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
 
 def import_file(config: Config, file: str) -> None:
     """Bring completions sampled elsewhere into round 0, in place of sampling."""
-    from east_ray import stages
-    from east_ray.rollouts.imported import import_samples
-    from east_ray.runs.steps import Part, run_steps
-
     with open_run(config) as run:
-        questions = stages.prepare(run, config)
+        questions = steps.questions(run, config)
         run_steps([questions], lambda: None)
-        part = Part(
-            run.stage("round-00", "samples"),
-            settings={"imported": Path(file).name},
-            external={"file": fingerprint_source(file), "questions": questions.parts[0].fingerprint},
-        )
-        if part.is_finished:
+        if not run_steps([steps.import_samples(run, config, file, questions)], lambda: None):
             logger.info("%s was already imported", file)
-            return
-        part.begin()
-        with part.discard_on_user_error():
-            summary = import_samples(
-                run,
-                file,
-                questions="questions/train.parquet",
-                samples=part.stage.name,
-                model=config.model,
-                questions_per_shard=config.sampling.questions_per_shard,
-            )
-        part.complete(summary=summary)
-        logger.info("%s", summary)
 
 
 @contextmanager

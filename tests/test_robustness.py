@@ -27,6 +27,7 @@ from east_ray.config.sections import QuestionsConfig
 from east_ray.questions.questions import load_questions
 from east_ray.records import SAMPLES, UserError, check_schema
 from east_ray.rollouts import shards
+from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory
 from tests.support.run_factory import make_run
 from tests.support.small_run import artefacts, write_config
@@ -211,10 +212,12 @@ RECORDS = st.fixed_dictionaries(
 @given(JSON | RECORDS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_manifest_escapes_as_anything_but_a_user_error(tmp_path: Path, record: Any) -> None:
-    stage = RunDirectory(str(tmp_path)).stage("weights")
-    stage.run.write_json(record, "weights", "manifest.json")
+    run = RunDirectory(str(tmp_path))
+    run.write_json(record, "weights", "manifest.json")
     with pytest.raises(UserError, match=r"manifest\.json is damaged|was made with"):
-        stage.is_current({"grades": "a"}, {"num_samples": 4}, frozenset({"num_samples"}))
+        _ = Artifact(
+            run, "weights", {"num_samples": 4}, {"grades": "a"}, extendable=frozenset({"num_samples"})
+        ).is_finished
 
 
 @pytest.mark.parametrize(

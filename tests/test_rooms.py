@@ -55,9 +55,9 @@ ROOMS: dict[str, set[str]] = {
         "formatting",
     },
     "preflight": {"config", "runs", "models", "questions", "evaluation", "formatting"},
-    "stages": {"config", "runs", "arms", "questions", "rollouts", "weighting", "examples", "training", "evaluation"},
-    "pipeline": {"config", "runs", "arms", "stages"},
-    "launch": {"config", "runs", "console", "rollouts", "evaluation", "report", "stages", "pipeline"},
+    "steps": {"config", "runs", "arms", "questions", "rollouts", "weighting", "examples", "training", "evaluation"},
+    "pipeline": {"config", "runs", "arms", "steps"},
+    "launch": {"config", "runs", "console", "training", "evaluation", "report", "steps", "pipeline"},
     "cli": {"config", "runs", "console", "arms", "analysis", "examples", "report", "preflight", "training", "launch"},
     "tiny": set(),
 }

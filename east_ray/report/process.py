@@ -210,7 +210,7 @@ def cost(f: ReportData) -> Chapter | None:
     steps = f.run.finished_steps()
     rows = []
     for step in steps:
-        facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.stage(part).manifest())]
+        facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.manifest(part))]
         tokens = sum(map(tokens_of, facts)) if step["step"] in MODEL_STEPS else 0
         is_whole = not any(fact.get("reused_shards") for fact in facts)
         rate = f"{tokens / step['seconds']:,.0f}" if tokens and is_whole and step["seconds"] > 0 else ""

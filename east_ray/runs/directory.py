@@ -27,18 +27,6 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 INTENT = "intent.json"
 
-# The command that redoes a stage directory, for messages.
-STEP_OF_DIRECTORY = {
-    "questions": "questions",
-    "samples": "sample",
-    "grades": "verify",
-    "weights": "weigh",
-    "examples": "select",
-    "training": "train",
-    "validation": "validate",
-    "evaluation": "evaluate",
-}
-
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -148,78 +136,22 @@ class RunDirectory:
         lines = self.read_bytes("metrics.jsonl").splitlines() if self.exists("metrics.jsonl") else []
         return [row for row in map(json.loads, lines) if "step" in row and "seconds" in row]
 
-    def stage(self, *parts: str) -> Stage:
-        """The stage kept in that directory, whether or not it exists yet."""
-        return Stage(self, "/".join(parts))
+    def manifest(self, directory: str) -> dict[str, Any] | None:
+        """What completed an artifact: inputs, settings, fingerprint and facts; None while it is not complete."""
+        return self._record(directory, MANIFEST, {"inputs": dict, "settings": dict, "fingerprint": str, "facts": dict})
 
+    def intent(self, directory: str) -> dict[str, Any] | None:
+        """What an artifact was begun with, inputs and settings; None when it never was."""
+        return self._record(directory, INTENT, {"inputs": dict, "settings": dict})
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage's directory and its manifest: `inputs` are fingerprints by name, `settings` the config that shaped it."""
-
-    run: RunDirectory
-    name: str
-
-    def manifest(self) -> dict[str, Any] | None:
-        """What `complete` wrote; None while the stage is not complete. UserError when the file is damaged."""
-        return self._record(MANIFEST, {"inputs": dict, "settings": dict, "fingerprint": str, "facts": dict})
-
-    def _record(self, name: str, fields: Mapping[str, type]) -> dict[str, Any] | None:
-        """The manifest or the intent, None where there is none. UserError when it holds anything but these fields."""
-        if not self.run.exists(self.name, name):
+    def _record(self, directory: str, name: str, fields: Mapping[str, type]) -> dict[str, Any] | None:
+        """A JSON object with these fields, None where there is no such file. UserError when it holds anything else."""
+        if not self.exists(directory, name):
             return None
-        record = self.run.read_json(self.name, name)
+        record = self.read_json(directory, name)
         if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in fields.items()):
-            raise self.run.damaged(f"it does not hold {', '.join(fields)}", self.name, name)
+            raise self.damaged(f"it does not hold {', '.join(fields)}", directory, name)
         return record
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of what this finished stage holds; the next stage records it as an input."""
-        manifest = self.manifest()
-        assert manifest is not None, f"{self.name} is not finished"
-        return manifest["fingerprint"]
-
-    def is_current(
-        self, inputs: Mapping[str, str], settings: Mapping[str, Any], extendable: frozenset[str] = frozenset()
-    ) -> bool:
-        """True: skip. False: (re)do, or go on. UserError: finished, or begun, under other settings or inputs.
-
-        A stage whose `extendable` settings are now larger, and nothing else changed, is gone on with: its output is a part.
-        """
-        intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
-        manifest = self.manifest()
-        begun = self._record(INTENT, {"inputs": dict, "settings": dict})
-        larger = {name: intent["settings"][name] for name in extendable}
-        grew = manifest is not None and any(_below(manifest["settings"].get(name), now) for name, now in larger.items())
-        for old in (manifest, begun):
-            if old is not None and all(
-                old["settings"].get(name, now) == now or _below(old["settings"][name], now)
-                for name, now in larger.items()
-            ):
-                old = {**old, "settings": {**old["settings"], **larger}}
-            if old is not None and (changed := _first_difference(old, intent)):
-                where, before, now = changed
-                directory = self.name.rsplit("/", 1)[-1]
-                raise UserError(
-                    f"{self.run.uri_of(self.name)} was made with {where} = {before!r}, now it is {now!r}. Two ways on: "
-                    f"another run directory (--set run.dir=...), or --restart-from {STEP_OF_DIRECTORY.get(directory, directory)} "
-                    f"to discard this stage and all after it and do them again"
-                )
-        return manifest is not None and not grew
-
-    def begin(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-        """Record what this stage is about to be made of, so that a resumed run cannot mix two settings."""
-        self.run.write_json({"inputs": dict(inputs), "settings": jsonable(settings)}, self.name, INTENT)
-
-    def complete(
-        self, inputs: Mapping[str, str], settings: Mapping[str, Any], content: str | None = None, **facts: Any
-    ) -> None:
-        """Write the manifest, last. `content` fingerprints the output where it can be told apart from how it was made."""
-        intent = {"inputs": dict(inputs), "settings": jsonable(settings)}
-        self.run.write_json(
-            {**intent, "fingerprint": content or fingerprint(intent), "facts": jsonable(facts)}, self.name, MANIFEST
-        )
 
 
 def fingerprint(value: Any) -> str:
@@ -265,20 +197,3 @@ def jsonable(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return {name: jsonable(getattr(value, name)) for name in value.__dataclass_fields__}
     return value
-
-
-def _below(value: Any, other: Any) -> bool:
-    return isinstance(value, int | float) and isinstance(other, int | float) and value < other
-
-
-def _first_difference(old: Any, new: Any, where: str | None = None) -> tuple[str, Any, Any] | None:
-    if where is None:
-        where = ""
-        old, new = ({key: value[key] for key in ("settings", "inputs")} for value in (old, new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}, key=lambda k: (k != "settings", k)):
-            name = key if where in ("", "settings", "inputs") else f"{where}.{key}"
-            if changed := _first_difference(old.get(key), new.get(key), name):
-                return changed
-        return None
-    return None if old == new else (where, old, new)

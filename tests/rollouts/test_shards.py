@@ -15,6 +15,7 @@ from east_ray.config.sections import GradingConfig
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.engine import question_seed
+from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory
 from tests.support.rollout_runs import make_run, roll_out
 
@@ -128,20 +129,23 @@ def test_shard_reads_its_questions_across_row_groups(tmp_path: Path) -> None:
 
 
 def test_number_of_samples_may_be_raised_later_and_nothing_else(tmp_path: Path) -> None:
-    stage = make_run(tmp_path).stage("samples")
-    extendable = frozenset({"num_samples"})
-    settings = {"num_samples": 64, "temperature": 1.0}
-    stage.complete({}, settings)
-    assert stage.is_current({}, settings, extendable)
-    assert not stage.is_current({}, {**settings, "num_samples": 128}, extendable)
+    run = make_run(tmp_path)
+
+    def samples(num_samples: int, temperature: float = 1.0) -> Artifact:
+        settings = {"num_samples": num_samples, "temperature": temperature}
+        return Artifact(run, "samples", settings, extendable=frozenset({"num_samples"}))
+
+    samples(64).complete()
+    assert samples(64).is_finished
+    assert not samples(128).is_finished
     with pytest.raises(UserError, match="made with num_samples = 64, now it is 32"):
-        stage.is_current({}, {**settings, "num_samples": 32}, extendable)
+        _ = samples(32).is_finished
     with pytest.raises(UserError, match=r"made with temperature = 1.0, now it is 0.5"):
-        stage.is_current({}, {"num_samples": 128, "temperature": 0.5}, extendable)
-    stage.begin({}, {**settings, "num_samples": 128})
-    assert not stage.is_current({}, {**settings, "num_samples": 128}, extendable)
+        _ = samples(128, temperature=0.5).is_finished
+    samples(128).begin()
+    assert not samples(128).is_finished
     with pytest.raises(UserError, match="made with num_samples = 128, now it is 64"):
-        stage.is_current({}, settings, extendable)
+        _ = samples(64).is_finished
 
 
 def test_greedy_with_several_samples_is_refused(tmp_path: Path) -> None:

@@ -19,44 +19,6 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "run"))
 
 
-def test_a_stage_is_current_only_after_its_manifest(run: RunDirectory) -> None:
-    stage = run.stage("round-00", "samples")
-    assert not stage.is_current({"questions": "a"}, {"n": 4})
-    stage.begin({"questions": "a"}, {"n": 4})
-    assert not stage.is_current({"questions": "a"}, {"n": 4})
-    stage.complete({"questions": "a"}, {"n": 4}, rows=3)
-    assert stage.is_current({"questions": "a"}, {"n": 4})
-    assert stage.manifest()["facts"] == {"rows": 3}  # type: ignore[index]
-
-
-def test_a_changed_setting_is_refused_with_its_dotted_name_and_both_ways_on(run: RunDirectory) -> None:
-    stage = run.stage("round-00", "grades")
-    stage.complete({}, {"pool": {"deadline": 5}})
-    with pytest.raises(UserError, match=r"pool\.deadline = 5, now it is 7.*run\.dir.*--restart-from verify"):
-        stage.is_current({}, {"pool": {"deadline": 7}})
-
-
-def test_a_begun_stage_refuses_other_settings_too(run: RunDirectory) -> None:
-    stage = run.stage("round-00", "samples")
-    stage.begin({}, {"n": 4})
-    with pytest.raises(UserError, match="n = 4, now it is 8"):
-        stage.is_current({}, {"n": 8})
-
-
-def test_a_changed_input_is_refused(run: RunDirectory) -> None:
-    stage = run.stage("round-00", "weights")
-    stage.complete({"grades": "a"}, {})
-    with pytest.raises(UserError, match="grades = 'a', now it is 'b'"):
-        stage.is_current({"grades": "b"}, {})
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"\x00\x01", b"[1, 2"])
-def test_a_damaged_manifest_says_which_file_to_delete(run: RunDirectory, damage: bytes) -> None:
-    run.write_bytes(damage, "weights", "manifest.json")
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
-        run.stage("weights").is_current({}, {})
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o500)

@@ -23,6 +23,7 @@ from east_ray.config.sections import ModelConfig
 from east_ray.preflight.model_size import read_architecture
 from east_ray.records import UserError
 from east_ray.runs import storage
+from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory, fingerprint_source
 from tests.support.ray_processes import BIN, ENVIRONMENT, short_directory
 from tests.support.small_run import artefacts, is_whole, write_config
@@ -108,30 +109,30 @@ def test_what_is_written_is_read_listed_and_deleted_alike_on_disk_and_on_s3(run:
     assert again.exists("config.json")
 
 
-def test_a_stage_is_complete_only_with_its_manifest_and_metrics_lines_accumulate(run: RunDirectory) -> None:
-    stage = run.stage("round-00", "weights")
-    assert not stage.is_current({"grades": "f0"}, {"exponent": 1.0})
-    stage.begin({"grades": "f0"}, {"exponent": 1.0})
+def test_an_artifact_is_finished_only_with_its_manifest_and_metrics_lines_accumulate(run: RunDirectory) -> None:
+    weights = Artifact(run, "round-00/weights", {"exponent": 1.0}, {"grades": "f0"})
+    assert not weights.is_finished
+    weights.begin()
     with pytest.raises(UserError, match=r"exponent = 1\.0, now it is 2\.0"):
-        stage.is_current({"grades": "f0"}, {"exponent": 2.0})
-    stage.complete({"grades": "f0"}, {"exponent": 1.0})
-    assert stage.is_current({"grades": "f0"}, {"exponent": 1.0})
-    run.append_metrics(stage="weigh", kept=3)
-    run.append_metrics(stage="train", loss=0.1)
+        _ = Artifact(run, "round-00/weights", {"exponent": 2.0}, {"grades": "f0"}).is_finished
+    weights.complete()
+    assert weights.is_finished
+    run.append_metrics(step="weigh", kept=3)
+    run.append_metrics(step="train", loss=0.1)
     assert run.read_bytes("metrics.jsonl").count(b"\n") == 2
 
 
-def test_a_kill_while_a_stage_is_deleted_leaves_it_unfinished(
+def test_a_kill_while_an_artifact_is_deleted_leaves_it_unfinished(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(uri: str) -> None:
         raise KeyboardInterrupt(uri)
 
-    run.stage("samples").complete({}, {})
+    Artifact(run, "samples").complete()
     monkeypatch.setattr(storage, "delete_directory", killed)
     with pytest.raises(KeyboardInterrupt):
         run.delete("samples")
-    assert not run.stage("samples").is_current({}, {})
+    assert not Artifact(run, "samples").is_finished
 
 
 def test_a_write_killed_half_way_leaves_the_old_file_and_nothing_beside_it(s3_uri: str) -> None:
@@ -155,16 +156,17 @@ def test_a_write_killed_half_way_leaves_the_old_file_and_nothing_beside_it(s3_ur
     assert run.read_bytes("samples", "shard-00000.parquet") == b"old"
 
 
-def test_a_stage_killed_between_two_shards_goes_on_where_it_was(s3_uri: str) -> None:
+def test_a_step_killed_between_two_shards_continues_where_it_was(s3_uri: str) -> None:
     """Each shard is written once: the second process finds three shards, writes the other two, then the manifest."""
     script = """
         import sys, time
         import pyarrow as pa
+        from east_ray.runs.artifacts import Artifact
         from east_ray.runs.directory import RunDirectory
         run, last = RunDirectory(sys.argv[1]), int(sys.argv[2])
-        stage = run.stage("samples")
-        assert not stage.is_current({}, {"seed": 0})
-        stage.begin({}, {"seed": 0})
+        samples = Artifact(run, "samples", {"seed": 0})
+        assert not samples.is_finished
+        samples.begin()
         done = run.list("samples", suffix=".parquet")
         for shard in range(5):
             name = f"shard-{shard:05d}.parquet"
@@ -174,7 +176,7 @@ def test_a_stage_killed_between_two_shards_goes_on_where_it_was(s3_uri: str) -> 
             if shard == last:
                 print("killed here", flush=True)
                 time.sleep(600)
-        stage.complete({}, {"seed": 0}, shards=5)
+        samples.complete(shards=5)
     """
     first = start(script, s3_uri, "2")
     assert first.stdout is not None
@@ -188,7 +190,7 @@ def test_a_stage_killed_between_two_shards_goes_on_where_it_was(s3_uri: str) -> 
     assert written == [f"shard-{shard:05d}.parquet" for shard in range(3)]
     assert resumed == [f"shard-{shard:05d}.parquet" for shard in range(3, 5)]
     assert RunDirectory(s3_uri).read_table("samples")["shard"].to_pylist() == [0, 1, 2, 3, 4]
-    assert RunDirectory(s3_uri).stage("samples").is_current({}, {"seed": 0})
+    assert Artifact(RunDirectory(s3_uri), "samples", {"seed": 0}).is_finished
 
 
 def test_a_model_uploaded_from_one_node_is_copied_once_to_another(s3_uri: str, cache: Path, tmp_path: Path) -> None:
@@ -279,8 +281,8 @@ def test_a_model_that_is_not_there_is_named(s3_uri: str, cache: Path) -> None:
     "action",
     [
         lambda run: run.write_json({}, "config.json"),
-        lambda run: run.stage("samples").begin({}, {}),
-        lambda run: run.append_metrics(stage="x"),
+        lambda run: Artifact(run, "samples").begin(),
+        lambda run: run.append_metrics(step="x"),
     ],
 )
 def test_a_bucket_that_does_not_exist_is_a_user_error(action: Callable[[RunDirectory], None], s3_uri: str) -> None:

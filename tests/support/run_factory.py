@@ -18,6 +18,7 @@ from east_ray.arms import mappings_of
 from east_ray.config.load import Arm, Config, from_dict
 from east_ray.evaluation.evaluate import EVALUATIONS, summarise
 from east_ray.records import CORRECT, EXAMPLES, GRADES, INCORRECT, MEASURES, QUESTIONS, SAMPLES
+from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory, jsonable
 from east_ray.weighting.mappings import WeightMapping, entropy, weights
 
@@ -124,7 +125,7 @@ def _round(
         schema = pa.schema([*EXAMPLES[loss], *(pa.field(name, pa.float64()) for name in columns)])
         run.write_table(pa.Table.from_pylist(examples, schema=schema), place, "examples", f"{loss}.parquet")
     tokens = sum(sum(row["completion_tokens"]) for row in samples)
-    run.stage(place, "samples").complete({}, {}, tokens=tokens, seconds=12.5, reused_shards=0)
+    Artifact(run, f"{place}/samples").complete(tokens=tokens, seconds=12.5, reused_shards=0)
     run.append_metrics(step="sample", parts=[f"{place}/samples"], seconds=12.5)
 
 
@@ -246,7 +247,7 @@ def _evaluate(
     run.write_table(table, place, split, "eval.parquet")
     summary = jsonable(summarise(table, config.evaluation.confidence, sampled))
     run.write_json(summary, place, split, "metrics.json")
-    run.stage(place, split).complete({}, {}, seconds=3.0, **summary)
+    Artifact(run, f"{place}/{split}").complete(seconds=3.0, **summary)
     run.append_metrics(step="evaluate", parts=[f"{place}/{split}"], seconds=3.0)
 
 
@@ -259,5 +260,5 @@ def _training(run: RunDirectory, place: str, loss: str, draw: np.random.Generato
         for s in steps
     ]
     run.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(), place, "training", "log.jsonl")
-    run.stage(place, "training").complete({}, {}, tokens=41_000, seconds=8.0)
+    Artifact(run, f"{place}/training").complete(tokens=41_000, seconds=8.0)
     run.append_metrics(step="train", parts=[f"{place}/training"], seconds=8.0)
