@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from east_ray import png
 from east_ray.analysis.subsamples import gather
 from east_ray.analysis.sufficiency import assess, figure
 from east_ray.answers.grading import Grader, grade_table
 from east_ray.config.sections import AdaptiveConfig, GradingConfig
+from east_ray.figures.drawing import png
 from east_ray.records import SAMPLES
 from east_ray.weighting.health import Health
 from east_ray.weighting.mappings import WeightMapping, weights
@@ -51,7 +51,7 @@ def main() -> None:
                 f"| {r.weight_change:.3f} | {r.even_weight_change:.3f} | {r.still_kept:.1%} | {r.even_still_kept:.1%} |"
             )
         if len(sys.argv) > 2:
-            Path(sys.argv[2], f"sufficiency_{name}.png").write_bytes(png.draw(figure(found)))
+            Path(sys.argv[2], f"sufficiency_{name}.png").write_bytes(png(figure(found)))
 
 
 def read(path: Path) -> pa.Table:

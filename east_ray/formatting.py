@@ -8,9 +8,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def interval(low: float, high: float) -> str:
+    """Shares as [61.2, 64.0]."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def points(difference: float) -> str:
     """A difference of accuracies in points, with its sign: +1.4, −0.3, 0.0."""
     return format_points(100 * difference)
+
+
+def points_interval(low: float, high: float) -> str:
+    """Differences of accuracies as [−0.3, +1.4]."""
+    return f"[{points(low)}, {points(high)}]"
 
 
 def probability(p_value: float) -> str:
@@ -27,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def format_points(value: float) -> str:
-    """A difference in points, with its sign: +1.4, −0.3, 0.0."""
+    """A difference already in points, with its sign."""
     text = f"{value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
 
@@ -38,4 +48,4 @@ def format_value(value: float, percent: bool) -> str:
         return f"{100 * value:.6g}%"
     if value and abs(value) < 1e-3:
         return f"{value:.2g}"
-    return f"{value:,.6g}"
+    return f"{value:,.6g}".replace("-", "\u2212")

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy import stats
 
-from east_ray import figures, png
 from east_ray.analysis.subsamples import GradedArrays, entropy_intervals, gather, plug_in_entropy
 from east_ray.config.load import from_dict
 from east_ray.config.sections import AdaptiveConfig
+from east_ray.figures.drawing import EAST, NEUTRAL, VANILLA, Figure, line_chart, png, to_csv
 from east_ray.records import UserError
 from east_ray.rollouts.adaptive import levels, wanted_samples
 from east_ray.runs.directory import RunDirectory
@@ -110,14 +110,14 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
     drawn = _read(run, grades, shards)
     found = assess(drawn, config.selection.keep, config.sampling.adaptive or AdaptiveConfig(), seed=config.run.seed)
-    run.write_bytes(png.draw(figure(found)), "report", "sufficiency.png")
-    run.write_bytes(figures.to_csv([asdict(point) for point in found.curve]), "report", "sufficiency.csv")
+    run.write_bytes(png(figure(found)), "report", "sufficiency.png")
+    run.write_bytes(to_csv([asdict(point) for point in found.curve]), "report", "sufficiency.csv")
     low, high = entropy_intervals(drawn.counts(), seed=config.run.seed)
     rows = [
         {"question_id": name, "entropy": h, "low": below, "high": above}
         for name, h, below, above in zip(drawn.ids, drawn.entropy().tolist(), low.tolist(), high.tolist(), strict=True)
     ]
-    run.write_bytes(figures.to_csv(rows), "report", "entropy_intervals.csv")
+    run.write_bytes(to_csv(rows), "report", "entropy_intervals.csv")
     return replace(found, figure=run.uri_of("report", "sufficiency.png"))
 
 
@@ -175,30 +175,27 @@ def advise(curve: Sequence[CurvePoint], num_samples: int) -> str:
     )
 
 
-def figure(found: Sufficiency) -> figures.Plot:
+def figure(found: Sufficiency) -> Figure:
     """Agreement with all samples against the number of samples."""
-    x = tuple(math.log2(point.num_samples) for point in found.curve)
-    lines = (
-        ("rank correlation", "rank_correlation", figures.EAST),
-        ("rank correlation, bias-corrected", "rank_correlation_corrected", 4),
-        ("top decile in common", "top_overlap", figures.VANILLA),
-        ("questions still kept", "still_kept", figures.NEUTRAL),
-    )
-    return figures.Plot(
-        name="sufficiency",
-        title=f"Would fewer than {found.num_samples} samples have done?",
-        caption=f"{found.questions:,} kept questions; means over {REPEATS} random subsamples of what was drawn. Dashed: the rank "
+    lines = {
+        "rank correlation": ("rank_correlation", EAST),
+        "rank correlation, bias-corrected": ("rank_correlation_corrected", 4),
+        "top decile in common": ("top_overlap", VANILLA),
+        "questions still kept": ("still_kept", NEUTRAL),
+    }
+    x = {point: math.log2(point.num_samples) for point in found.curve}
+    return line_chart(
+        "sufficiency",
+        f"Would fewer than {found.num_samples} samples have done?",
+        f"{found.questions:,} kept questions; means over {REPEATS} random subsamples of what was drawn. Dashed: the rank "
         f"correlation to expect between two runs of {found.num_samples} ({found.reliability:.2f}). {found.advice}",
-        x_label="samples per question",
-        y_label="agreement with all samples",
-        series=tuple(
-            figures.Series(label, x, tuple(getattr(point, name) for point in found.curve), color=color)
-            for label, name, color in lines
-        ),
-        marks=(("", found.reliability),),
-        x_ticks=tuple((v, str(point.num_samples)) for v, point in zip(x, found.curve, strict=True)),
-        from_zero=True,
-        y_high=1.0,
+        "samples per question",
+        "agreement with all samples",
+        {label: [(x[point], getattr(point, name)) for point in found.curve] for label, (name, _) in lines.items()},
+        [color for _, color in lines.values()],
+        marks={"": found.reliability},
+        x_ticks={x[point]: str(point.num_samples) for point in found.curve},
+        y_limits=(0, 1.02),
     )
 
 

@@ -1,6 +1,6 @@
-"""What the report starts from: a run's config and every evaluation in it, read once, and where its weights lie.
+"""Everything a report is made from: a run's config, its evaluations compared, and where its weights lie.
 
-Chapters (`chapters.py`, `workings.py`) are made from it; how a page is made of chapters is `report.py`'s business.
+`results.py` and `process.py` turn it into chapters, `page.py` turns chapters into a page.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from east_ray.evaluation.comparison import (
     seed_groups,
     vanilla_arms,
 )
-from east_ray.figures import EAST, NEUTRAL, VANILLA, Bar, Figure
+from east_ray.figures.drawing import EAST, NEUTRAL, VANILLA, Estimate, Figure
 from east_ray.runs.directory import RunDirectory
 from east_ray.weighting.mappings import WeightMapping
 
-MAX_PLACES = 4  # arms of the last round that get figures of their own
+MAX_PLOTTED = 4  # arms of the last round that get figures of their own
 METHOD_COLORS = {"entropy": EAST, "inaccuracy": 3, "dominant_wrong": 4, "wpo": 5, "perplexity": 6}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: headings, rows of text, and a caption below."""
+    """A table of the page: headings, rows of text, and a caption."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -69,26 +69,29 @@ class ReportData:
         return next(arm for arm in self.config.arms if arm.name == name)
 
     def color(self, name: str) -> int:
-        """By what weighs an arm's questions: grey before training, blue for vanilla, orange for entropy, then the others."""
+        """By what weights an arm's questions: grey before training, blue for vanilla, orange for entropy, then the others."""
         if name == DEFAULT:
             return NEUTRAL
         if self.vanilla.get(name) == name:
             return VANILLA
         own = self.config.for_arm(self.arm(name))
-        return METHOD_COLORS[
-            own.weighting.measure if own.training.local_weight == "none" else own.training.local_weight
-        ]
+        local = own.training.local_weight
+        return METHOD_COLORS[own.weighting.measure if local == "none" else local]
 
-    def places(self) -> dict[str, str]:
-        """Where weights were computed: name for readers -> directory. Round 0 is shared by all arms."""
+    def estimate(self, row: Comparison) -> Estimate:
+        """An arm's accuracy with its interval, in the arm's colour."""
+        return Estimate(row.name, row.accuracy, row.low, row.high, self.color(row.members[0]))
+
+    def weight_directories(self) -> dict[str, str]:
+        """Name for readers -> directory in which weights were computed. All arms share round 0."""
         found = {"round 1" if self.config.run.rounds > 1 else "all arms": "round-00"}
         for t in range(1, self.config.run.rounds):
             found |= {f"round {t + 1}, {arm.name}": f"round-{t:02d}/arms/{arm.name}" for arm in self.config.arms}
-        return {name: place for name, place in found.items() if self.run.exists(place, "weights", "weights.json")}
+        return {name: path for name, path in found.items() if self.run.exists(path, "weights", "weights.json")}
 
-    def columns(self, place: str) -> dict[str, str]:
-        """Weight column -> its name for readers, of the arms that share this place; equal weights last."""
-        arms = [arm for arm in self.config.arms if place == "round-00" or place.endswith(f"/arms/{arm.name}")]
+    def weight_columns(self, directory: str) -> dict[str, str]:
+        """Weight column -> its name for readers, of the arms that share this directory; equal weights last."""
+        arms = [arm for arm in self.config.arms if directory == "round-00" or directory.endswith(f"/arms/{arm.name}")]
         users: dict[WeightMapping, list[str]] = {}
         for arm in arms:
             group = next(group for group, members in self.groups.items() if arm.name in members)
@@ -97,19 +100,15 @@ class ReportData:
         return {mapping.column: _name(mapping, list(dict.fromkeys(names))) for mapping, names in ordered}
 
     def plotted_directories(self) -> dict[str, str]:
-        """The first round's place and those of the last round, one seed of each arm: what lies between is in the tables."""
-        places = self.places()
-        last = max((place.split("/")[0] for place in places.values()), default="")
-        firsts = {members[0] for members in self.groups.values()}
-        of_last = [
-            name
-            for name, place in places.items()
-            if place.startswith(f"{last}/arms/") and place.rsplit("/", 1)[-1] in firsts
-        ]
-        return {name: place for name, place in places.items() if place == "round-00" or name in of_last[:MAX_PLACES]}
+        """The first round's directory and those of the last round, one seed of each arm; the tables have them all."""
+        found = self.weight_directories()
+        last = max((path.split("/")[0] for path in found.values()), default="")
+        firsts = {f"{last}/arms/{members[0]}" for members in self.groups.values()}
+        plotted = ["round-00", *[path for path in found.values() if path in firsts][:MAX_PLOTTED]]
+        return {name: path for name, path in found.items() if path in plotted}
 
 
-def gather(run: RunDirectory, config: Config) -> ReportData:
+def gather_report_data(run: RunDirectory, config: Config) -> ReportData:
     """Read every evaluation of a run and compare its arms."""
     measured = read_measured(run, config, "evaluation")
     compared = at_round(config, measured)
@@ -142,19 +141,14 @@ def _is_equal(mapping: WeightMapping) -> bool:
     return mapping.mapping == "power" and mapping.exponent == 0
 
 
-def bar_of(f: ReportData, row: Comparison) -> Bar:
-    """An arm's accuracy as a forest's row, in the arm's colour."""
-    return Bar(row.name, row.accuracy, row.low, row.high, f.color(row.members[0]))
-
-
 def titled(figure: Figure, name: str, several: bool) -> Figure:
-    """The figure with the name of its place in its title, where there is more than one place."""
+    """The figure with the name of its weights in its title, where there are several sets of them."""
     return replace(figure, title=f"{figure.title}: {name}") if several else figure
 
 
-def figure5_name(place: str) -> str:
-    """Name of the file that holds a place's uncertainty map."""
-    return f"figure5_uncertainty_{slug(place)}"
+def figure5_name(directory: str) -> str:
+    """Name of the file that holds a directory's uncertainty map."""
+    return f"figure5_uncertainty_{slug(directory)}"
 
 
 def slug(text: str) -> str:

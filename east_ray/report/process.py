@@ -1,18 +1,20 @@
-"""The report's chapters on how it came about: what was trained on, how training went, every metric, time and tokens.
+"""Report chapters, process: training data, training curves, evaluation details, and cost.
 
-Each reads its part of a run directory, never completions, and says it in figures and tables, or is left out.
+Each reads its part of a run directory, never completions; without data it is left out.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from east_ray import charts
+from east_ray.figures import charts
+from east_ray.figures.drawing import Figure
 from east_ray.formatting import duration, percent
 from east_ray.report.data import Chapter, ReportData, Table, slug, titled
 from east_ray.weighting.mappings import effective_sample_size
@@ -32,81 +34,70 @@ CURVES = (
 
 def weights(f: ReportData) -> Chapter | None:
     """The funnel as a flow, the histogram of weights, and their effective sample sizes."""
-    places = f.places()
-    drawn, rows = [], []
-    for name, place in places.items():
-        columns = f.columns(place)
-        table = f.run.read_table(place, "weights")
-        reasons = [reason for reason in table["reason"].to_pylist() if reason is not None]
-        dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-        kept = len(table) - len(reasons)
+    directories, plotted = f.weight_directories(), f.plotted_directories()
+    figures: list[Figure] = []
+    rows = []
+    for name, directory in directories.items():
+        columns = f.weight_columns(directory)
+        table = f.run.read_table(directory, "weights")
+        reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
+        kept = len(table) - reasons.total()
         values = {
             arms: np.asarray(table[column].drop_null())
             for column, arms in columns.items()
             if column in table.column_names and kept
         }
-        if name in f.plotted_directories():
-            flow = charts.funnel_flow(len(table), kept, dropped, f"funnel_{slug(place)}")
-            drawn.append(titled(flow, name, len(places) > 1))
-            varied = {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}
-            if varied:
+        if name in plotted:
+            drawn = [charts.funnel_flow(len(table), kept, reasons, f"funnel_{slug(directory)}")]
+            if varied := {arms: v for arms, v in values.items() if np.ptp(v) > 1e-9}:
                 shown = dict(list(varied.items())[:MAX_HISTOGRAMS])
-                plot = charts.weight_histogram(shown, f"weights_{slug(place)}")
+                figure = charts.weight_histogram(shown, f"weights_{slug(directory)}")
                 if len(varied) > len(shown):
                     note = f" {len(shown)} of {len(varied)} different weightings are drawn; all are in the table."
-                    plot = replace(plot, caption=plot.caption + note)
-                drawn.append(titled(plot, name, len(places) > 1))
+                    figure = replace(figure, caption=figure.caption + note)
+                drawn.append(figure)
+            figures += [titled(figure, name, len(directories) > 1) for figure in drawn]
         for arms, v in values.items():
             size = effective_sample_size(v)
+            label = f"{name}: {arms}" if len(directories) > 1 else arms
             rows.append(
-                (
-                    f"{name}: {arms}" if len(places) > 1 else arms,
-                    f"{len(v):,}",
-                    f"{size:,.0f}",
-                    f"{size / len(v):.0%}",
-                    f"{v.min():.3g}",
-                    f"{v.max():.3g}",
-                )
+                (label, f"{len(v):,}", f"{size:,.0f}", f"{size / len(v):.0%}", f"{v.min():.3g}", f"{v.max():.3g}")
             )
-    if not drawn:
+    if not figures:
         return None
     table = Table(
-        ("weights of", "kept questions", "effective", "share", "smallest", "largest"),
+        ("weights of", "kept questions", "effective sample size", "share", "smallest", "largest"),
         tuple(rows),
-        "Effective sample size (sum w)² / sum w²: how many equally weighted questions would say as much. Plain self-training has all of them.",
+        "Effective sample size, (\u2211w)\u00b2 / \u2211w\u00b2: the number of equally weighted questions that carry as much information. "
+        "Plain self-training has all of them.",
     )
-    return Chapter(
-        "weights", "Weights", "What was trained on, and how much each question counts", "", tuple(drawn), (table,)
-    )
+    title = "What was trained on, and how much each question counts"
+    return Chapter("weights", "Weights", title, "", tuple(figures), (table,))
 
 
 def training(f: ReportData) -> Chapter | None:
     """Curves of what the trainers logged; an arm's rounds follow each other on one axis."""
     logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    colors: dict[str, int] = {}
     most_seeds = 1
-    for group, (first, *others) in f.groups.items():
-        if rows := read_log(f, first):
-            logs.setdefault(f.config.for_arm(f.arm(first)).training.loss, {})[group] = rows
-            colors[group] = f.color(first)
-            most_seeds = max(most_seeds, 1 + len(others))
-    drawn = []
+    for group, members in f.groups.items():
+        if rows := read_log(f, members[0]):
+            logs.setdefault(f.config.for_arm(f.arm(members[0])).training.loss, {})[group] = rows
+            most_seeds = max(most_seeds, len(members))
+    figures = []
     for loss, arms in logs.items():
         for key, title, label, caption in CURVES:
             curves = {
-                name: (*thin([(r["step"], r[key]) for r in rows if key in r]), colors[name])
-                for name, rows in arms.items()
+                group: (thin([(r["step"], r[key]) for r in rows if key in r]), f.color(f.groups[group][0]))
+                for group, rows in arms.items()
+                if any(key in r for r in rows)
             }
-            curves = {name: curve for name, curve in curves.items() if curve[0]}
             if curves:
-                left_out = len(curves) - MAX_CURVES
-                note = f" The first {MAX_CURVES} of {len(curves)} arms are drawn." if left_out > 0 else ""
-                name = f"training_{loss}_{slug(key)}"
                 shown = dict(list(curves.items())[:MAX_CURVES])
-                full_title = f"{title} ({loss.upper()})"
-                drawn.append(charts.training_curve(name, full_title, label, caption + note, shown))
-    text = f"Of the {most_seeds} seeds of an arm the first is drawn." if most_seeds > 1 else ""
-    return Chapter("training", "Training", "How training went", text, tuple(drawn)) if drawn else None
+                note = f" The first {MAX_CURVES} of {len(curves)} arms are drawn." if len(curves) > MAX_CURVES else ""
+                name, full_title = f"training_{loss}_{slug(key)}", f"{title} ({loss.upper()})"
+                figures.append(charts.training_curve(name, full_title, label, caption + note, shown))
+    text = f"Of an arm's {most_seeds} seeds the first is drawn." if most_seeds > 1 else ""
+    return Chapter("training", "Training", "How training went", text, tuple(figures)) if figures else None
 
 
 def read_log(f: ReportData, arm: str) -> list[dict[str, Any]]:
@@ -121,13 +112,11 @@ def read_log(f: ReportData, arm: str) -> list[dict[str, Any]]:
     return rows
 
 
-def thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most MAX_POINTS (x, y): longer series are averaged over runs of neighbours."""
-    if not points:
-        return [], []
     width = -(-len(points) // MAX_POINTS)
     groups = [points[i : i + width] for i in range(0, len(points), width)]
-    return [g[-1][0] for g in groups], [float(np.mean([y for _, y in g])) for g in groups]
+    return [(group[-1][0], float(np.mean([y for _, y in group]))) for group in groups]
 
 
 def details(f: ReportData) -> Chapter | None:
@@ -137,35 +126,34 @@ def details(f: ReportData) -> Chapter | None:
         return None
     tables = [greedy_table(metrics)]
     tables += [table for title in ("level", "subject") if (table := group_table(metrics, title))]
-    plain = {name: m for name, m in metrics.items() if m["math_verify_accuracy"] is not None}
-    if plain:
-        body = tuple(
-            (
-                name,
-                percent(m["overall"]["accuracy"]),
-                percent(m["math_verify_accuracy"]),
-                f"{m['math_verify_disagreements']:,.4g}",
-            )
-            for name, m in plain.items()
+    graded_twice = tuple(
+        (
+            name,
+            percent(m["overall"]["accuracy"]),
+            percent(m["math_verify_accuracy"]),
+            f"{m['math_verify_disagreements']:,.4g}",
         )
+        for name, m in metrics.items()
+        if m["math_verify_accuracy"] is not None
+    )
+    if graded_twice:
         columns = ("two graders", "ours", "plain math-verify", "questions judged differently")
-        tables.append(Table(columns, body))
-    sampled = {name: m for name, m in metrics.items() if m["pass_at_k"]}
-    if not sampled:
-        return Chapter("details", "Details", "The evaluation in detail", tables=tuple(tables))
-    ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))
-    body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
-    tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), body))
-    curves = {
-        name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(f.groups.get(name, (name,))[0]))
-        for name, m in sampled.items()
-    }
-    curve = charts.pass_at_k_curve(dict(list(curves.items())[:MAX_CURVES]))
-    return Chapter("details", "Details", "The evaluation in detail", "", (curve,), tuple(tables))
+        tables.append(Table(columns, graded_twice))
+    figures = []
+    if sampled := {name: m for name, m in metrics.items() if m["pass_at_k"]}:
+        ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))
+        body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
+        tables.append(Table(("majority of k samples", *(f"k = {k}" for k in ks)), body))
+        curves = {
+            name: ({int(k): v for k, v in m["pass_at_k"].items()}, f.color(f.groups.get(name, (name,))[0]))
+            for name, m in list(sampled.items())[:MAX_CURVES]
+        }
+        figures.append(charts.pass_at_k_curve(curves))
+    return Chapter("details", "Details", "The evaluation in detail", "", tuple(figures), tuple(tables))
 
 
 def greedy_table(metrics: Mapping[str, dict[str, Any]]) -> Table:
-    """What else the greedy answers showed: length, cut off, unanswered, undecided."""
+    """Greedy answers: length, and the shares truncated, unanswered and not gradable."""
     return Table(
         ("model", "accuracy", "mean tokens", "truncated", "no answer", "not gradable"),
         tuple(
@@ -177,13 +165,13 @@ def greedy_table(metrics: Mapping[str, dict[str, Any]]) -> Table:
             )
             for name, m in metrics.items()
         ),
-        "Greedy decoding. Questions whose answer could not be graded count as not correct: their share is how far accuracy "
-        "may be too low.",
+        "Greedy decoding. Questions whose answer could not be graded count as not correct, so accuracy may be too low by "
+        "up to their share.",
     )
 
 
 def mean_of(values: Sequence[Any]) -> Any:
-    """The mean of numbers, or of each entry of dictionaries alike; what is equal in all stays as it is."""
+    """The mean of numbers, or of each entry of dictionaries with the same keys; what is equal in all stays as it is."""
     if all(value == values[0] for value in values):
         return values[0]
     if isinstance(values[0], dict):
@@ -208,29 +196,30 @@ def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | No
 def cost(f: ReportData) -> Chapter | None:
     """Wall time and tokens of every step, as recorded when it ended."""
     steps = f.run.finished_steps()
+    if not steps:
+        return None
     rows = []
     for step in steps:
         facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.manifest(part))]
         tokens = sum(map(tokens_of, facts)) if step["step"] in MODEL_STEPS else 0
         is_whole = not any(fact.get("reused_shards") for fact in facts)
         rate = f"{tokens / step['seconds']:,.0f}" if tokens and is_whole and step["seconds"] > 0 else ""
-        place = step["parts"][0].split("/")[0] if step["parts"] else ""
-        name = f"{step['step']}, {place}" if place.startswith("round-") else step["step"]
+        directory = step["parts"][0].split("/")[0] if step["parts"] else ""
+        name = f"{step['step']}, {directory}" if directory.startswith("round-") else step["step"]
         count = f"{tokens:,}" if tokens else ""
         rows.append((name, str(len(step["parts"])), duration(step["seconds"]), count, rate))
-    if not rows:
-        return None
     rows.append(("sum of these", "", duration(sum(step["seconds"] for step in steps)), "", ""))
     table = Table(
-        ("step", "parts", "wall time", "tokens", "tokens per second"),
+        ("step", "artifacts", "wall time", "tokens", "tokens per second"),
         tuple(rows),
-        "Wall time includes starting engines and workers. A step that was stopped and continued shows the time of its last part, and no rate. Evaluation counts its greedy tokens.",
+        "Wall time includes starting engines and workers. A step that was stopped and continued shows the time since it was "
+        "last started, and no rate. Evaluation counts its greedy tokens.",
     )
     return Chapter("cost", "Cost", "Time and tokens", tables=(table,))
 
 
 def tokens_of(facts: Mapping[str, Any]) -> int:
-    """Tokens that a finished part generated or trained on, from its manifest; greedily evaluated ones from their mean."""
+    """Tokens that a finished artifact generated or trained on, from its manifest; evaluations record only their mean."""
     if "overall" in facts:
         return round(facts["overall"]["num_questions"] * facts["mean_tokens"])
     return facts.get("tokens", 0)

@@ -1,6 +1,6 @@
-"""The report's chapters on what came out: the result, the exponents, the rounds, the questions the model is unsure of.
+"""Report chapters, results: accuracies, exponents, rounds, and the questions the model is unsure of.
 
-Each reads its part of a run directory, never completions, and says it in figures and tables, or is left out.
+Each reads its part of a run directory, never completions; without data it is left out.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from dataclasses import replace
 
 import numpy as np
 
-from east_ray import charts
 from east_ray.analysis.drift import STATES, RoundDrift, drift
-from east_ray.evaluation.comparison import DEFAULT, Comparison, compare
-from east_ray.figures import Bar, Figure
-from east_ray.formatting import percent, points, probability
+from east_ray.evaluation.comparison import DEFAULT, Comparison, Difference, compare
+from east_ray.figures import charts
+from east_ray.figures.drawing import Estimate, Figure
+from east_ray.formatting import interval, percent, points, points_interval, probability
 from east_ray.report import paper
-from east_ray.report.data import Chapter, ReportData, Table, bar_of, figure5_name, titled
+from east_ray.report.data import Chapter, ReportData, Table, figure5_name, titled
 
 MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
 WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
 
 
 def result(f: ReportData) -> Chapter | None:
-    """The headline: one row per arm. The page adds the table of differences, which has cells of its own."""
+    """The headline: one row per arm. The page adds the table of differences, whose cells have two lines."""
     if not f.comparisons:
         return None
-    forest = charts.accuracy_forest(
-        [bar_of(f, row) for row in f.comparisons], f.config.evaluation.confidence, f.comparisons[0].num_questions
-    )
+    confidence = f.config.evaluation.confidence
+    figures = [charts.accuracy_forest([*map(f.estimate, f.comparisons)], confidence, f.comparisons[0].num_questions)]
     differences = [
-        Bar(row.name, 100 * d.estimate, 100 * d.low, 100 * d.high, f.color(row.members[0]))
+        Estimate(row.name, 100 * d.estimate, 100 * d.low, 100 * d.high, f.color(row.members[0]))
         for row in f.comparisons
         if (d := row.to_vanilla)
     ]
-    drawn = (charts.difference_forest(differences, f.config.evaluation.confidence),) if differences else ()
-    rounds = max(m.rounds for m in f.compared.values())
-    text = f"After {rounds} {'rounds' if rounds > 1 else 'round'} of self-training" if f.config.run.rounds > 1 else ""
-    text += (
-        ", which all arms have; some went on, see below." if 0 < rounds < f.config.run.rounds else "." if text else ""
-    )
-    return Chapter("result", "Result", "Did it help?", text, (forest, *drawn))
+    if differences:
+        figures.append(charts.difference_forest(differences, confidence))
+    text, rounds = "", max(m.rounds for m in f.compared.values())
+    if f.config.run.rounds > 1:
+        text = f"After {rounds} {'rounds' if rounds > 1 else 'round'} of self-training"
+        is_early = 0 < rounds < f.config.run.rounds
+        text += ", the most that all arms have; later rounds of some arms are shown below." if is_early else "."
+    return Chapter("result", "Result", "Did it help?", text, tuple(figures))
 
 
 def table_1(f: ReportData) -> Chapter | None:
@@ -51,7 +51,7 @@ def table_1(f: ReportData) -> Chapter | None:
     if not losses:
         return None
     column = paper.column_for(f.config.model.path, f.config.questions.train)
-    text = f"Our EAST has a = {f.config.weighting.exponent:g} in every row, the paper searches one for each. "
+    text = f"Our EAST has a = {f.config.weighting.exponent:g} in every row; the paper searches for the best a in each. "
     text += "The paper's figures are single runs without intervals. "
     if column is None:
         column = paper.COLUMNS[0]
@@ -61,7 +61,7 @@ def table_1(f: ReportData) -> Chapter | None:
         for method in paper.METHODS:
             row, theirs = rows[f"{loss}-{method}"], column.accuracy(loss, method)
             less = "" if method == "vanilla" else points((theirs - column.accuracy(loss, "vanilla")) / 100)
-            body.append((row.name, percent(row.accuracy), difference(row), f"{theirs:.1f}%", less))
+            body.append((row.name, percent(row.accuracy), difference(row.to_vanilla), f"{theirs:.1f}%", less))
     table = Table(
         ("method", "ours", "ours to vanilla", "paper", "paper to vanilla"), tuple(body), f"Paper: {column.title}."
     )
@@ -95,26 +95,25 @@ def exponents(f: ReportData) -> Chapter | None:
     )
 
 
-def chosen_table(f: ReportData, held_out: Mapping[str, Sequence[tuple[float, Bar]]]) -> Table:
+def chosen_table(f: ReportData, held_out: Mapping[str, Sequence[tuple[float, Estimate]]]) -> Table:
     """Per family the exponent that the held-out questions choose, and what it is worth on the test questions."""
     tested, rows = {row.name: row for row in f.comparisons}, []
     for label, values in held_out.items():
         a, best = max(values, key=lambda point: point[1].value)
         row = tested.get(best.label)
-        d = row.to_vanilla if row else None
         gain = "plain self-training" if a == 0 else ""
-        if d is not None:
-            gain = f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_value)}"
+        if row and (d := row.to_vanilla):
+            gain = difference(replace(d, p_adjusted=d.p_value))
         on_test = percent(row.accuracy) if row else ""
         rows.append((label, f"{a:g}", f"{percent(best.value)} {interval(best.low, best.high)}", on_test, gain))
     columns = ("weights from", "chosen a", "on the held-out questions", "on the test questions", "to a = 0")
     return Table(columns, tuple(rows), "For each, the exponent that did best on the held-out questions.")
 
 
-def exponent_families(f: ReportData, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Bar]]]:
+def exponent_families(f: ReportData, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Estimate]]]:
     """Label -> (exponent, accuracy) of arms alike in all but the exponent; exponent 0 belongs to every measure."""
-    points: dict[tuple[str, str, str], list[tuple[float, Bar]]] = {}
-    plain: dict[str, list[tuple[float, Bar]]] = {}
+    weighted: dict[tuple[str, str, str], list[tuple[float, Estimate]]] = {}
+    plain: dict[str, list[tuple[float, Estimate]]] = {}
     for row in rows:
         if row.name == DEFAULT:
             continue
@@ -122,13 +121,13 @@ def exponent_families(f: ReportData, rows: Sequence[Comparison]) -> dict[str, li
         if own.weighting.mapping != "power" or own.training.local_weight != "none":
             continue
         training = json.dumps(own.training.identity(), sort_keys=True)
-        point = (own.weighting.exponent, bar_of(f, row))
+        point = (own.weighting.exponent, f.estimate(row))
         if own.weighting.exponent == 0:
             plain.setdefault(training, []).append(point)
         else:
-            points.setdefault((training, own.training.loss, own.weighting.measure), []).append(point)
-    families: dict[str, list[tuple[float, Bar]]] = {}
-    for (training, loss, measure), found in points.items():
+            weighted.setdefault((training, own.training.loss, own.weighting.measure), []).append(point)
+    families: dict[str, list[tuple[float, Estimate]]] = {}
+    for (training, loss, measure), found in weighted.items():
         found = sorted([*found, *plain.get(training, [])], key=lambda point: point[0])
         if len({a for a, _ in found}) >= 3:
             label = f"{loss.upper()}, {measure.replace('_', ' ')}"
@@ -142,27 +141,27 @@ def rounds(f: ReportData) -> Chapter | None:
     if not long_arms:
         return None
     by_round = compare_rounds(f, long_arms)
-    drawn: list[Figure] = []
-    lines: dict[str, list[tuple[int, Bar]]] = {}
-    start = [(0, bar_of(f, row)) for rows in by_round.values() for row in rows if row.name == DEFAULT][:1]
+    figures: list[Figure] = []
+    start = [(0, f.estimate(row)) for rows in by_round.values() for row in rows if row.name == DEFAULT][:1]
+    lines: dict[str, list[tuple[int, Estimate]]] = {}
     for t, rows in by_round.items():
         for row in rows:
             if row.name != DEFAULT:
-                lines.setdefault(row.name, list(start)).append((t, bar_of(f, row)))
+                lines.setdefault(row.name, list(start)).append((t, f.estimate(row)))
     if lines:
-        drawn.append(charts.accuracy_by_round(lines))
+        figures.append(charts.accuracy_by_round(lines))
     by_arm = {arm: rows for arm, rows in drift(f.run, f.config).items() if arm in long_arms}
     for arm in (members[0] for members in f.groups.values() if members[0] in by_arm):
         moves = [np.array(row.moved) for row in by_arm[arm] if row.moved is not None]
-        if moves and len(drawn) <= MAX_FLOWS:
-            drawn.append(charts.state_flow(arm, moves))
+        if moves and len(figures) <= MAX_FLOWS:
+            figures.append(charts.state_flow(arm, moves))
     tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
-    if not drawn and not tables:
+    if not figures and not tables:
         return None
-    start = "that model" if f.config.run.start_from == "previous" else "the first model anew"
+    model = "that model" if f.config.run.start_from == "previous" else "the first model again"
     data = "this round's examples" if f.config.run.data == "replace" else "the examples of all rounds so far"
-    text = f"Round t samples from the model that t \u2212 1 rounds of training made, then trains {start} on {data}."
-    return Chapter("rounds", "Rounds", "Round after round", text, tuple(drawn), tuple(tables))
+    text = f"Round t samples from the model after t \u2212 1 rounds of training, then trains {model} on {data}."
+    return Chapter("rounds", "Rounds", "Round after round", text, tuple(figures), tuple(tables))
 
 
 def compare_rounds(f: ReportData, arms: Collection[str]) -> dict[int, list[Comparison]]:
@@ -175,14 +174,9 @@ def compare_rounds(f: ReportData, arms: Collection[str]) -> dict[int, list[Compa
 
 
 def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
-    """Accuracy of every arm after each round, beside its vanilla's."""
+    """Accuracy of every arm after each round, and its difference to its vanilla arm."""
     body = [
-        (
-            f"{row.name}, round {t}",
-            percent(row.accuracy),
-            interval(row.low, row.high),
-            difference(row),
-        )
+        (f"{row.name}, round {t}", percent(row.accuracy), interval(row.low, row.high), difference(row.to_vanilla))
         for t, rows in by_round.items()
         for row in rows
         if row.name != DEFAULT
@@ -192,7 +186,7 @@ def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
 
 
 def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
-    """What became of the training questions, arm by arm and round by round."""
+    """Solved, uncertain and stuck training questions, arm by arm and round by round."""
     columns = ("arm, round", *STATES, "pass@1", "pass@k", "tokens", "different answers")
     rows = [
         (
@@ -215,23 +209,22 @@ def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
 
 def uncertainty(f: ReportData) -> Chapter | None:
     """Figure 5, of the first samples and of the last round's, and the three measures' accuracies when arms compare them."""
-    places = f.places()
-    drawn = []
-    for name, place in f.plotted_directories().items():
-        table = f.run.read_table(place, "weights", columns=WEIGHT_COLUMNS)
-        measures = [np.asarray(table[c]) for c in ("entropy", "inaccuracy", "dominant_wrong")]
-        plot = charts.uncertainty_map(table["question_id"].to_pylist(), *measures, name=figure5_name(place))
-        plot = replace(plot, caption="The same questions, asked again in this round.") if drawn else plot
-        drawn.append(titled(plot, name, len(places) > 1))
-    if not drawn:
+    figures: list[Figure] = []
+    for name, directory in f.plotted_directories().items():
+        weights = f.run.read_table(directory, "weights", columns=WEIGHT_COLUMNS)
+        measures = [np.asarray(weights[c]) for c in WEIGHT_COLUMNS[1:]]
+        figure = charts.uncertainty_map(weights["question_id"].to_pylist(), *measures, name=figure5_name(directory))
+        figure = replace(figure, caption="The same questions, sampled again in this round.") if figures else figure
+        figures.append(titled(figure, name, len(f.weight_directories()) > 1))
+    if not figures:
         return None
     table = measure_table(f)
     return Chapter(
         "uncertainty",
         "Uncertainty",
         "Which questions is the model unsure of?",
-        "Entropy, inaccuracy and the dominant wrong answer are computed from the same clusters of answers. Choose a dot to read its question.",
-        tuple(drawn),
+        "Entropy, inaccuracy and the dominant wrong share are computed from the same clusters of answers. Click a dot to read its question.",
+        tuple(figures),
         (table,) if table else (),
     )
 
@@ -265,18 +258,12 @@ def measure_table(f: ReportData) -> Table | None:
     return Table(
         ("weights from", "mean accuracy", *(f"a = {a:g}" for a in common)),
         tuple(rows),
-        "SFT arms by measure, over the exponents all of them share. How much chance is in these, the intervals of the first table say.",
+        "SFT arms by measure, over the exponents all of them share. The intervals of the first table show how much of a difference may be chance.",
     )
 
 
-def difference(row: Comparison) -> str:
-    """To vanilla, with interval and p; empty for arms that have none."""
-    d = row.to_vanilla
+def difference(d: Difference | None) -> str:
+    """A difference with its interval and p; empty where there is none."""
     return (
-        "" if d is None else f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}], p {probability(d.p_adjusted)}"
+        f"{points(d.estimate)} {points_interval(d.low, d.high)}, p {probability(d.p_adjusted)}" if d is not None else ""
     )
-
-
-def interval(low: float, high: float) -> str:
-    """[61.2, 64.0] from shares."""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
