@@ -211,7 +211,7 @@ def test_engine_that_stops_while_its_process_lives_is_replaced(tmp_path: Path) -
     ("message", "advice"),
     [
         ("To serve at least one request (2.0 GiB KV cache is needed)", "sampling.kv_cache_gib=4 does not suit"),
-        ("no such model", "vLLM cannot start on model.path='model-a': no such model"),
+        ("no such model", "model-a': no such model"),
     ],
 )
 def test_engine_that_cannot_start_is_one_clear_error(tmp_path: Path, message: str, advice: str) -> None:

@@ -31,7 +31,7 @@ class FakeEngine:
         self._told: dict[str, Any] = settings.sampling.engine_args
         if message := self._told.get("fail_start"):
             raise ValueError(message)
-        self._model = settings.path
+        self._model = Path(settings.path).name
         if limit := self._told.get("largest_file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         if directory := self._told.get("directory"):
@@ -46,7 +46,7 @@ class FakeEngine:
         return results
 
     def load(self, path: str) -> None:
-        self._model = path
+        self._model = Path(path).name
 
     def close(self) -> None:
         pass

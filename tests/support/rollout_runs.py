@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,21 @@ def roll_out(
     )
     return run_rollouts(
         run,
-        jobs or (JOB,),
-        model=ModelConfig(path="model-a"),
+        [replace(job, model=_directory(job.model)) for job in jobs or (JOB,)],
+        model=ModelConfig(path=_directory(JOB.model)),
         sampling=sampling,
         grading=GradingConfig(),
         round_index=0,
         open_engine=open_engine,
         **{"seed": 0, **keywords},
     )
+
+
+def _directory(model: str) -> str:
+    """Where the engine without a model is opened: a directory of that name, with nothing in it."""
+    path = Path(tempfile.gettempdir(), "east-ray-no-models", model)
+    path.mkdir(parents=True, exist_ok=True)
+    return str(path)
 
 
 def content(run: RunDirectory, *directories: str) -> dict[str, list[dict[str, Any]]]:
