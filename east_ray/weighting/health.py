@@ -1,4 +1,4 @@
-"""Are the weights healthy? How many questions still count, who holds the weight, and whether weights follow length."""
+"""Health of a weight column: effective sample size, largest weight, and whether weights follow completion length."""
 
 from __future__ import annotations
 
@@ -8,79 +8,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from east_ray.config.sections import WeightingConfig
-from east_ray.weighting.mappings import exact_mean, exact_sum
-
-BINS_PER_OCTAVE = 64  # of the histogram behind `top1_share`: weights of one bin differ by 1.1% at most
 
 
 @dataclass(frozen=True)
 class WeightHealth:
-    """Exact sums behind the health of one weight column; `+` merges. w is the weight, t the question's mean tokens."""
+    """Sums behind the health of one weight column; `+` merges. d is the weight less 1, t the question's mean tokens."""
 
     count: int
     largest: float
-    w: int
-    ww: int
-    wt: int
-    t: int
-    tt: int
-    histogram: dict[int, tuple[int, int]]  # bin of log2 w -> number of weights, their sum
+    d: float
+    dd: float
+    dt: float
+    t: float
+    tt: float
 
     @staticmethod
     def of(weights: np.ndarray, tokens: np.ndarray) -> WeightHealth:
-        """The sums of one shard: w and t of its kept questions, in the same order."""
-        positive = weights[weights > 0]
-        bins = np.floor(np.log2(positive) * BINS_PER_OCTAVE).astype(np.int64)
-        histogram = {int(b): (int((bins == b).sum()), exact_sum(positive[bins == b])) for b in np.unique(bins)}
-        return WeightHealth(
-            count=len(weights),
-            largest=float(weights.max(initial=0.0)),
-            w=exact_sum(weights),
-            ww=exact_sum(weights * weights),
-            wt=exact_sum(weights * tokens),
-            t=exact_sum(tokens),
-            tt=exact_sum(tokens * tokens),
-            histogram=histogram,
-        )
+        """The sums of one shard: weights and tokens of its kept questions, in the same order."""
+        d = weights - 1.0
+        sums = (float(d.sum()), float(d @ d), float(d @ tokens), float(tokens.sum()), float(tokens @ tokens))
+        return WeightHealth(len(weights), float(weights.max(initial=0.0)), *sums)
 
     def __add__(self, other: WeightHealth) -> WeightHealth:
-        histogram = dict(self.histogram)
-        for b, (count, total) in other.histogram.items():
-            old_count, old_total = histogram.get(b, (0, 0))
-            histogram[b] = (old_count + count, old_total + total)
-        names = ("count", "w", "ww", "wt", "t", "tt")
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return WeightHealth(**sums, largest=max(self.largest, other.largest), histogram=histogram)
+        sums = (getattr(self, name) + getattr(other, name) for name in ("d", "dd", "dt", "t", "tt"))
+        return WeightHealth(self.count + other.count, max(self.largest, other.largest), *sums)
 
     def figures(self) -> dict[str, float]:
         """See `docs/uncertainty.md`; lengths are mean completion tokens per question."""
-        w, ww, wt, t, tt = (exact_mean(units, self.count) for units in (self.w, self.ww, self.wt, self.t, self.tt))
-        spread = math.sqrt(max(ww - w * w, 0.0) * max(tt - t * t, 0.0))
-        effective = self.count * w * w / ww
+        d, dd, dt, t, tt = (total / self.count for total in (self.d, self.dd, self.dt, self.t, self.tt))
+        spread = math.sqrt(max(dd - d * d, 0.0) * max(tt - t * t, 0.0))
+        effective_share = (1 + d) ** 2 / (1 + 2 * d + dd)
         return {
             "kept": self.count,
-            "mean_weight": w,
-            "effective_sample_size": effective,
-            "effective_share": effective / self.count,
+            "mean_weight": 1 + d,
+            "effective_sample_size": self.count * effective_share,
+            "effective_share": effective_share,
             "max_weight": self.largest,
-            "top1_share": self._top_share(0.01),
-            "length_correlation": (wt - w * t) / spread if spread > 1e-12 * t else 0.0,
+            "length_correlation": (dt - d * t) / spread if spread > 1e-12 * t else 0.0,
             # What a token-mean loss multiplies the learning rate by: the mean weight of a token.
-            "token_weight": wt / t if t else 1.0,
+            "token_weight": 1 + dt / t if t else 1.0,
         }
-
-    def _top_share(self, share: float) -> float:
-        """Share of all weight held by the heaviest `share` of the questions (at least one of them)."""
-        left = max(math.ceil(share * self.count), 1)
-        held = 0.0
-        for b in sorted(self.histogram, reverse=True):
-            count, units = self.histogram[b]
-            taken = min(count, left)
-            held += taken * exact_mean(units, count)
-            left -= taken
-            if not left:
-                break
-        return held / (self.count * exact_mean(self.w, self.count))
 
 
 def unhealthy(column: str, health: dict[str, float], limits: WeightingConfig) -> list[str]:
@@ -88,14 +55,14 @@ def unhealthy(column: str, health: dict[str, float], limits: WeightingConfig) ->
     found = []
     if health["effective_share"] < limits.min_effective_share:
         found.append(
-            f"{column}: {health['kept']} questions weigh only as much as {health['effective_sample_size']:.1f} equal ones "
-            f"({health['effective_share']:.1%}, weighting.min_effective_share = {limits.min_effective_share:g}); the "
-            f"heaviest weighs {health['max_weight']:.3g}. Use an exponent nearer 0, or set weighting.clip"
+            f"{column}: effective sample size {health['effective_sample_size']:.1f} of {health['kept']} "
+            f"({health['effective_share']:.1%}, weighting.min_effective_share = {limits.min_effective_share:g}), max "
+            f"weight {health['max_weight']:.3g}. Use an exponent nearer 0, or set weighting.clip"
         )
     if abs(health["token_weight"] - 1) > limits.max_length_effect:
         found.append(
-            f"{column}: weights follow completion length (correlation {health['length_correlation']:+.2f}), so a token-mean "
-            f"loss acts as with {health['token_weight']:.2f} times the learning rate (weighting.max_length_effect = "
+            f"{column}: weights follow completion length (correlation {health['length_correlation']:+.2f}), which multiplies the "
+            f"learning rate of a token-mean loss by {health['token_weight']:.2f} (weighting.max_length_effect = "
             f'{limits.max_length_effect:g}). Set training.normalization = "sequence", or divide the learning rate by it'
         )
     return found

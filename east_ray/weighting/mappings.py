@@ -1,11 +1,11 @@
-"""How uncertain the model is about a question (METHOD 4: eq. 1, section 4.3) and the weight that follows (eqs. 2 to 6).
+"""Measures of uncertainty (METHOD 4: eq. 1, section 4.3) and the weights that follow from them (eqs. 2 to 6). Pure numpy.
 
-Pure numpy. A weight needs one number from all kept questions, the mean of v^a. It is summed exactly, as an integer, so
-the same questions give the same bits in any order and any split into blocks; `MappingTotals` of blocks are simply added.
+A weight needs one number from all kept questions, the mean of v^a. Blocks of questions add up in log space, so that
+nothing overflows; the mean weight is 1 to about 1e-15 for any exponent and any split into blocks.
 
-    totals = sum of totals_of(values, mapping) over blocks;  fit(totals, mapping).weights(values)
+    totals = sum of totals_of(block, mapping) over blocks;  fit(totals, mapping).weights(block)
 
-Which questions are kept is `selection`'s business; reading and writing them is `weighting`'s.
+`keep` decides which questions are kept; `weigh` reads and writes them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
 from east_ray.config.sections import WeightingConfig
-
-# An exact sum counts units of 2^-SUM_BITS: enough for any float64 to the power of any |a| <= 10.
-SUM_BITS = 12_000
-MAX_BLOCK = 1 << 26  # so many 27-bit halves still add up exactly in a float64
 
 
 def entropy(cluster_sizes: Sequence[int]) -> float:
@@ -34,8 +29,8 @@ def entropy(cluster_sizes: Sequence[int]) -> float:
 def entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Entropy in nats of every question at once.
 
-    `sizes` holds all questions' cluster sizes end to end; question i owns `sizes[offsets[i]:offsets[i + 1]]`. Within a
-    question the terms are added from the largest cluster to the smallest, so the order they come in does not matter.
+    `sizes` holds all questions' cluster sizes end to end; question i owns `sizes[offsets[i]:offsets[i + 1]]`. A
+    question's terms are added from its largest cluster to its smallest, so the order of clusters changes no bit.
     """
     offsets = np.asarray(offsets, dtype=np.int64)
     clusters_Q = np.diff(offsets)
@@ -52,17 +47,12 @@ def entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return result_Q
 
 
-def miller_madow(entropy_Q: np.ndarray, num_clusters_Q: np.ndarray, num_samples_Q: np.ndarray) -> np.ndarray:
-    """Plug-in entropy plus (k - 1) / 2n, its bias to first order (Miller 1955)."""
-    return entropy_Q + (np.asarray(num_clusters_Q) - 1).clip(0) / (2 * np.maximum(num_samples_Q, 1))
-
-
 @dataclass(frozen=True)
 class WeightMapping:
     """From a measure to a weight: `power` v^a (eq. 6), `mean` v / mean (eq. 3), `linear` A v + b of range R (eq. 4).
 
-    `measure` is a name in `weighting.MEASURE_FUNCTIONS`. `clip` caps weights, the others rising so that the mean stays 1.
-    ValueError, by the rules of WeightingConfig, names a setting that makes no sense.
+    `measure` is a name in `weighting.MEASURE_FUNCTIONS`. `clip` caps weights; the others rise so that the mean stays 1.
+    ValueError, by the rules of WeightingConfig, names a setting that is not valid.
     """
 
     measure: str = "entropy"
@@ -87,43 +77,71 @@ class WeightMapping:
 
 
 @dataclass(frozen=True)
-class MappingTotals:
-    """What one block of values adds to a mapping's normaliser. `+` is exact, so order and grouping never matter."""
+class MeasureBlock:
+    """One measure of a block of kept questions, and what all exponents need of it."""
 
-    count: int = 0  # values that are not capped
-    zeros: int = 0  # of which 0
-    capped: int = 0  # values whose weight is held at the clip
-    units: int = 0  # sum of v^a over the values not capped, in units of 2^-SUM_BITS
+    values: np.ndarray
+    logs: np.ndarray  # ln v, -inf where v = 0
+    zeros: int
+    smallest: float
+    largest: float
+
+    @staticmethod
+    def of(values: np.ndarray, measure: str = "the measure") -> MeasureBlock:
+        """ValueError where a value is negative or not finite."""
+        values = np.asarray(values, dtype=np.float64)
+        smallest, largest = float(values.min(initial=math.inf)), float(values.max(initial=0.0))
+        if not (smallest >= 0 and largest < math.inf):  # either is nan where a value is
+            raise ValueError(f"{measure} must be finite and not negative")
+        zeros = len(values) - int(np.count_nonzero(values)) if smallest == 0 else 0
+        with np.errstate(divide="ignore"):
+            return MeasureBlock(values, np.log(values), zeros, smallest, largest)
+
+
+@dataclass(frozen=True)
+class MappingTotals:
+    """What blocks add to a mapping's normaliser; `+` merges. The sum of v^a is `scaled_sum` * exp(`log_scale`)."""
+
+    count: int = 0
+    zeros: int = 0
+    capped: int = 0  # values whose weight is held at the clip; they are not in the sum
+    log_scale: float = -math.inf
+    scaled_sum: float = 0.0
     smallest: float = math.inf
-    largest: float = -math.inf
+    largest: float = 0.0
+    excess: float = 0.0  # sum of v - smallest, for the linear mapping
 
     def __add__(self, other: MappingTotals) -> MappingTotals:
+        log_scale, smallest = max(self.log_scale, other.log_scale), min(self.smallest, other.smallest)
+        both = (self, other)
         return MappingTotals(
             self.count + other.count,
             self.zeros + other.zeros,
             self.capped + other.capped,
-            self.units + other.units,
-            min(self.smallest, other.smallest),
+            log_scale,
+            sum(t.scaled_sum * math.exp(t.log_scale - log_scale) for t in both if t.scaled_sum),
+            smallest,
             max(self.largest, other.largest),
+            sum(t.excess + t.count * (t.smallest - smallest) for t in both if t.count),
         )
 
 
-def totals_of(values: np.ndarray, mapping: WeightMapping, previous: FittedMapping | None = None) -> MappingTotals:
-    """MappingTotals of one block of kept questions' measures. With `previous`, values whose weight it caps count as capped."""
-    assert len(values) <= MAX_BLOCK, "larger blocks must be split"
-    values = np.asarray(values, dtype=np.float64)
-    if not np.all(values >= 0) or not np.all(np.isfinite(values)):
-        raise ValueError(f"{mapping.measure} must be finite and not negative")
-    capped = 0
+def totals_of(block: MeasureBlock, mapping: WeightMapping, previous: FittedMapping | None = None) -> MappingTotals:
+    """Totals of one block of kept questions. Values whose weight `previous` caps are counted, but not summed."""
+    count, capped, logs = len(block.values), 0, block.logs
     if previous is not None and mapping.clip is not None:
-        below = previous.weights(values) < mapping.clip
-        capped = len(values) - int(below.sum())
-        values = values[below]
-    if not len(values):
-        return MappingTotals(capped=capped)
-    zeros = len(values) - int(np.count_nonzero(values))
-    units = _exact_units(*_terms(values, mapping.exponent))
-    return MappingTotals(len(values), zeros, capped, units, float(values.min()), float(values.max()))
+        below = previous.weights(block) < mapping.clip
+        capped, logs = count - int(below.sum()), logs[below]
+    log_scale = float(logs.max(initial=-math.inf) if mapping.exponent > 0 else logs.min(initial=math.inf))
+    log_scale *= mapping.exponent
+    if mapping.exponent == 0:
+        log_scale, scaled_sum = 0.0, float(len(logs))
+    elif math.isinf(log_scale):  # no value, only zeros, or a zero to a negative power, which `fit` refuses
+        log_scale, scaled_sum = -math.inf, 0.0
+    else:
+        scaled_sum = float(_exp_linear(logs, mapping.exponent, log_scale).sum())
+    excess = float((block.values - block.smallest).sum()) if mapping.mapping == "linear" and count else 0.0
+    return MappingTotals(count, block.zeros, capped, log_scale, scaled_sum, block.smallest, block.largest, excess)
 
 
 @dataclass(frozen=True)
@@ -131,33 +149,32 @@ class FittedMapping:
     """A mapping with its normaliser: turns measures into weights whose mean over all kept questions is 1."""
 
     mapping: WeightMapping
-    mean: Fraction  # what v^a is divided by
+    log_mean: float  # ln of what v^a is divided by
     capped: int = 0
     settled: bool = True  # False: some weight exceeds the clip, so fit again with totals_of(..., previous=this)
-    spread: float = math.inf  # max - min, for the linear mapping; infinite where all values are equal
+    smallest: float = 0.0  # for the linear mapping, as are the next two
+    mean_excess: float = 0.0  # mean - smallest
+    spread: float = math.inf  # max - min; infinite where all values are equal
 
     @property
     def log_normaliser(self) -> float:
         """b of eq. 5: weight = exp(a ln v + b)."""
-        significand, power = _float_parts(self.mean)
-        return -(math.log(significand) + power * math.log(2))
+        return -self.log_mean
 
-    def weights(self, values: np.ndarray) -> np.ndarray:
+    def weights(self, block: MeasureBlock) -> np.ndarray:
         """One weight per value; 0 where v = 0 and a > 0."""
-        values = np.asarray(values, dtype=np.float64)
         if self.mapping.mapping == "linear":
-            high = float(self.mean)
-            low = float(self.mean - Fraction(high))
-            return np.maximum(1.0 + (self.mapping.range or 0.0) * (((values - high) - low) / self.spread), 0.0)
-        significand, power = _terms(values, self.mapping.exponent)
-        mean_significand, mean_power = _float_parts(self.mean)
-        weights = np.ldexp(significand / mean_significand, power - mean_power)
+            centred = (block.values - self.smallest) - self.mean_excess
+            return np.maximum(1.0 + (self.mapping.range or 0.0) * (centred / self.spread), 0.0)
+        if self.mapping.exponent == 0:
+            return np.ones(len(block.values))
+        weights = _exp_linear(block.logs, self.mapping.exponent, self.log_mean)
         return weights if self.mapping.clip is None else np.minimum(weights, self.mapping.clip)
 
 
 def fit(totals: MappingTotals, mapping: WeightMapping, previous: FittedMapping | None = None) -> FittedMapping:
     """The normaliser that makes the mean weight 1 (eq. 2). ValueError names the measure, the count and the remedy."""
-    total = totals.count + totals.capped
+    total = totals.count
     if not total:
         raise ValueError("no question is kept, so there is nothing to weigh")
     if totals.zeros and mapping.exponent < 0:
@@ -172,25 +189,26 @@ def fit(totals: MappingTotals, mapping: WeightMapping, previous: FittedMapping |
             f"clip = {mapping.clip:g} cannot keep the mean weight at 1: only {total - totals.zeros} of {total} kept questions "
             f"have {mapping.measure} > 0; raise clip"
         )
-    if not totals.units and not totals.capped:
+    if not totals.scaled_sum and not totals.capped:
         raise ValueError(
             f"{mapping.measure} is 0 for all {total} kept questions, so every weight is 0: set exponent = 0"
         )
-    if not totals.units:  # everything above 0 is capped, and clip was just large enough
+    left = total - totals.capped * (mapping.clip or 0.0)  # weight that the values not capped share
+    if not totals.scaled_sum or left <= 0:  # everything above 0 is capped, and clip was just large enough
         assert previous is not None
-        return FittedMapping(mapping, previous.mean, totals.capped)
-    uncapped_weight = total - totals.capped * Fraction(mapping.clip or 0)
-    mean = Fraction(totals.units, 1 << SUM_BITS) / uncapped_weight
+        return FittedMapping(mapping, previous.log_mean, totals.capped)
+    log_mean = totals.log_scale + math.log(totals.scaled_sum / left)
     unchanged = previous is not None and previous.capped == totals.capped
-    return FittedMapping(mapping, mean, totals.capped, settled=mapping.clip is None or unchanged)
+    return FittedMapping(mapping, log_mean, totals.capped, settled=mapping.clip is None or unchanged)
 
 
 def weights(values: np.ndarray, mapping: WeightMapping) -> np.ndarray:
     """Weights of the kept questions' measures, all in memory: mean 1, none negative (eq. 2)."""
-    fitted = fit(totals_of(values, mapping), mapping)
+    block = MeasureBlock.of(values, mapping.measure)
+    fitted = fit(totals_of(block, mapping), mapping)
     while not fitted.settled:
-        fitted = fit(totals_of(values, mapping, fitted), mapping, fitted)
-    return fitted.weights(values)
+        fitted = fit(totals_of(block, mapping, fitted), mapping, fitted)
+    return fitted.weights(block)
 
 
 def effective_sample_size(weight_Q: np.ndarray) -> float:
@@ -199,71 +217,26 @@ def effective_sample_size(weight_Q: np.ndarray) -> float:
     return math.fsum(weight_Q) ** 2 / math.fsum(weight_Q**2)
 
 
-def exact_sum(values: np.ndarray) -> int:
-    """Sum of float64 values, not negative, in units of 2^-SUM_BITS: exact, so blocks can be added in any order."""
-    return _exact_units(*_terms(np.asarray(values, dtype=np.float64), 1.0)) if len(values) else 0
-
-
-def exact_mean(units: int, count: int) -> float:
-    """Mean of `count` values from their `exact_sum`, correctly rounded."""
-    return units / (count << SUM_BITS)
-
-
 def _fit_linear(totals: MappingTotals, mapping: WeightMapping) -> FittedMapping:
-    mean = Fraction(totals.units, 1 << SUM_BITS) / totals.count
-    if totals.largest == totals.smallest:
-        return FittedMapping(mapping, mean)
     assert mapping.range is not None
-    spread = Fraction(totals.largest) - Fraction(totals.smallest)
-    bound = float(spread / (mean - Fraction(totals.smallest)))
+    excess, spread = totals.excess / totals.count, totals.largest - totals.smallest
+    log_mean = math.log(totals.smallest + excess) if totals.largest else -math.inf
+    if not spread:
+        return FittedMapping(mapping, log_mean, smallest=totals.smallest)
+    bound = spread / excess
     if mapping.range > bound * (1 + 1e-12):
         raise ValueError(
             f"range = {mapping.range:g} makes weights negative for this {mapping.measure}: the largest range is {bound:.6g} "
             f"((max - min) / (mean - min), eq. 4); set weighting.range to at most that"
         )
-    return FittedMapping(mapping, mean, spread=float(spread))
+    return FittedMapping(mapping, log_mean, smallest=totals.smallest, mean_excess=excess, spread=spread)
 
 
-def _terms(values: np.ndarray, exponent: float) -> tuple[np.ndarray, np.ndarray]:
-    """v^a = significand * 2^power, computed in log space so that it neither overflows nor underflows.
-
-    0 gives significand 0, except to the power of 0, which is 1 (plain self-training).
-    """
-    if exponent == 1:
-        significand, power = np.frexp(values)
-        return significand, power.astype(np.int64)
-    if exponent == 0:
-        return np.ones(len(values)), np.zeros(len(values), dtype=np.int64)
-    is_zero = values == 0
-    scaled = exponent * np.log2(np.where(is_zero, 1.0, values))
-    power = np.floor(scaled)
-    significand = np.exp2(scaled - power)
-    significand[is_zero] = 0.0
-    return significand, power.astype(np.int64)
-
-
-def _exact_units(significand: np.ndarray, power: np.ndarray) -> int:
-    """Exact sum of significand * 2^power in units of 2^-SUM_BITS, for significands in [0, 2].
-
-    A significand is cut into two halves of at most 27 bits; halves of one power add up without rounding.
-    """
-    scaled = significand * 2.0**26
-    high = np.floor(scaled)
-    low = (scaled - high) * 2.0**27  # a significand below 1 has 53 bits behind the point
-    origin = int(power.min())
-    bins = power - origin
-    highs = np.bincount(bins, weights=high)
-    lows = np.bincount(bins, weights=low)
-    shift = SUM_BITS - 53 + origin
-    halves = enumerate(zip(highs, lows, strict=True))
-    return sum(((int(h) << 27) + int(low)) << (shift + i) for i, (h, low) in halves)
-
-
-def _float_parts(value: Fraction) -> tuple[float, int]:
-    """`value` > 0 as significand in [0.5, 2) times a power of two, correctly rounded whatever its size."""
-    power = value.numerator.bit_length() - value.denominator.bit_length()
-    scaled = value / (1 << power) if power >= 0 else value * (1 << -power)
-    return scaled.numerator / scaled.denominator, power
+def _exp_linear(logs: np.ndarray, exponent: float, less: float) -> np.ndarray:
+    """exp(a ln v - less), in one array: fresh ones cost ten times what the exponential does (numpy 2, 50,000 values)."""
+    result = exponent * logs
+    result -= less
+    return np.exp(result, out=result)
 
 
 def _largest_first(sizes: np.ndarray, starts: np.ndarray) -> np.ndarray:

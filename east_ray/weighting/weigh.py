@@ -1,11 +1,11 @@
-"""The one global reduction: grades of all questions -> a weight per question and mapping, the funnel, weight health.
+"""The global reduction: grades of all questions -> a weight per question and mapping, the funnel, weight health.
 
     weights/shard-00000.parquet ...   records.MEASURES + one float64 column per mapping; mirrors grades/ file by file, row by row
     weights/weights.json              {"funnel": ..., "mappings": {column: {..., "log_normaliser", "health": {...}}}}
 
-Two passes over the narrow columns of `grades` (more only when weights are clipped): the first sums what the
-normalisers need, for all mappings at once; the second writes the weights. ShardSums are exact integers (`uncertainty`), so
-nothing depends on how the questions are cut into shards or on which worker finishes first.
+Two passes over the narrow columns of `grades` (more only when weights are clipped): the first sums what the normalisers
+need, for all mappings at once; the second writes the weights. Shards add up in the order of their names, so that neither
+the workers nor the order in which they finish matters.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from east_ray.runs.directory import RunDirectory
 from east_ray.runs.shard_tasks import ShardSums, reduce_shards
 from east_ray.weighting.health import WeightHealth, unhealthy
 from east_ray.weighting.keep import REASONS, REMEDIES, drop_codes, drop_reasons
-from east_ray.weighting.mappings import FittedMapping, WeightMapping, entropies, exact_mean, exact_sum, fit, totals_of
+from east_ray.weighting.mappings import FittedMapping, MeasureBlock, WeightMapping, entropies, fit, totals_of
 
 logger = logging.getLogger(__name__)
 
-# Completions by verdict and by what they are good for; all that weighing reads besides is in COLUMNS.
+# Completions by verdict and use; COLUMNS is all that weighing reads.
 COUNT_COLUMNS = (
     "num_correct",
     "num_incorrect",
@@ -44,7 +44,7 @@ COLUMNS = ["question_id", "cluster_sizes", "num_samples", *COUNT_COLUMNS, "large
 
 @dataclass(frozen=True)
 class WeighingSummary:
-    """What weighing left: questions in and kept, why the others were dropped, and each mapping's health."""
+    """Questions in and kept, why the others were dropped, and each mapping's health."""
 
     questions: int
     kept: int
@@ -66,7 +66,7 @@ def weigh(
 ) -> WeighingSummary:
     """Write the weights of every question in `grades` to `output`. Both are directories relative to the run.
 
-    `excluded` are ids of questions that are also in the test set. UserError when no question is kept (with the
+    `excluded` are the ids of questions that are also in the test set. UserError when no question is kept (with the
     funnel), when a mapping does not fit the measures, or when weights are unhealthy and `on_unhealthy` = "stop".
     """
     shards = run.list(grades, suffix=".parquet")
@@ -151,7 +151,7 @@ def fit_mappings(
 ) -> tuple[dict[str, Any], dict[str, FittedMapping]]:
     """The funnel, and every mapping fitted to the kept questions, by column.
 
-    One pass over the shards; further ones only for clipped mappings, until their caps settle.
+    One pass over the shards; more only for clipped mappings, until their caps settle.
     """
     fits: dict[str, FittedMapping] = {}
     funnel: dict[str, Any] = {}
@@ -192,11 +192,16 @@ def _shard_sums(
         values = table[name].to_numpy()
         parts["all", name] = int(values.sum())
         parts["in_kept", name] = int(values[kept].sum())
-    values = {name: measure(table, name)[kept] for name in {"entropy", *(m.measure for m in mappings.values())}}
-    parts["entropy"] = exact_sum(values["entropy"])
+    blocks = _blocks(table, kept, {"entropy", *(mapping.measure for mapping in mappings.values())})
+    parts["entropy"] = float(blocks["entropy"].values.sum())
     for column, mapping in mappings.items():
-        parts[column] = totals_of(values[mapping.measure], mapping, previous.get(column))
+        parts[column] = totals_of(blocks[mapping.measure], mapping, previous.get(column))
     return ShardSums(parts)
+
+
+def _blocks(grades: pa.Table, kept: np.ndarray, names: Collection[str]) -> dict[str, MeasureBlock]:
+    """The named measures of the kept questions, each computed once."""
+    return {name: MeasureBlock.of(measure(grades, name)[kept], name) for name in names}
 
 
 def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
     if not kept:
         reasons = "; ".join(f"{count} {name} ({REASONS[name]})" for name, count in dropped.items())
         remedy = REMEDIES[max(dropped, key=lambda name: dropped[name])]
-        raise UserError(f"none of the {total} questions can be trained on: {reasons}. Most of all: {remedy}")
+        raise UserError(f"none of the {total} questions can be trained on: {reasons}. For most of them: {remedy}")
     return {
         "questions": {"total": total, "kept": kept, "dropped": dropped, "shortfall": sums["shortfall"]},
         "completions": {
@@ -218,7 +223,7 @@ def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
                 for scope in ("all", "in_kept")
             },
         },
-        "mean_entropy": exact_mean(sums["entropy"], kept),
+        "mean_entropy": sums["entropy"] / kept,
     }
 
 
@@ -236,9 +241,10 @@ def _write_shard(
     table = measure_table(graded, keep, excluded)
     kept = table["reason"].is_null().to_numpy()
     tokens = table["mean_tokens"].to_numpy()[kept]
+    blocks = _blocks(graded, kept, {fitted.mapping.measure for fitted in fits.values()})
     parts: dict[Any, Any] = {}
     for column, fitted in fits.items():
-        weights = fitted.weights(measure(graded, fitted.mapping.measure)[kept])
+        weights = fitted.weights(blocks[fitted.mapping.measure])
         parts[column] = WeightHealth.of(weights, tokens)
         full = np.zeros(len(table))
         full[kept] = weights
@@ -261,8 +267,9 @@ def _log(funnel: dict[str, Any], health: dict[str, dict[str, float]]) -> None:
     )
     for column, figures in health.items():
         logger.info(
-            "weigh: %s counts like %.0f equal questions, the heaviest weighs %.3g",
+            "weigh: %s: effective sample size %.0f of %d, max weight %.3g",
             column,
             figures["effective_sample_size"],
+            figures["kept"],
             figures["max_weight"],
         )
