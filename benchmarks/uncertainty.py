@@ -1,4 +1,4 @@
-"""Uncertainty on real completions: funnel, distribution of weights, was n enough, adaptive sampling. Prints Markdown.
+"""Uncertainty on real completions: funnel, distribution of weights, was n enough. Prints Markdown.
 
     python benchmarks/uncertainty.py ../shared/data/responses [FIGURES_DIRECTORY]
 
@@ -20,16 +20,15 @@ import pyarrow as pa
 from east_ray.analysis.subsamples import gather
 from east_ray.analysis.sufficiency import assess, figure
 from east_ray.answers.grading import Grader, grade_table
-from east_ray.config.sections import AdaptiveConfig, GradingConfig
+from east_ray.config.sections import GradingConfig
 from east_ray.figures.drawing import png
 from east_ray.records import SAMPLES
-from east_ray.weighting.health import Health
+from east_ray.weighting.health import WeightHealth
 from east_ray.weighting.mappings import WeightMapping, weights
 from east_ray.weighting.weigh import measure_table
 
 SETS = ("responses_math_ei56", "responses_gsm8k_pooled")
 EXPONENTS = (-1, 0.5, 1, 1.5, 3)
-WIDTHS = (0.6, 0.8, 1.0, 1.2)
 
 
 def main() -> None:
@@ -41,15 +40,8 @@ def main() -> None:
         print(f"\n## {name}\n")
         print_weights(grades)
         drawn = gather(grades.select(["question_id", "clusters", "verdicts"]).to_pylist())
-        found = assess(drawn, "mixed", AdaptiveConfig())
-        print(f"\n```\n{found.render()}\n```\n")
-        print("| width | drawn | saving | rank corr. | even | weights off | even | still kept | even |\n|" + "---|" * 9)
-        for width in WIDTHS:
-            r = assess(drawn, "mixed", AdaptiveConfig(width=width)).replay
-            print(
-                f"| {width:g} | {r.mean_samples:.1f} | {r.saving:.2f}x | {r.rank_correlation:.3f} | {r.even_rank_correlation:.3f} "
-                f"| {r.weight_change:.3f} | {r.even_weight_change:.3f} | {r.still_kept:.1%} | {r.even_still_kept:.1%} |"
-            )
+        found = assess(drawn, "mixed")
+        print(f"\n```\n{found.render()}\n```")
         if len(sys.argv) > 2:
             Path(sys.argv[2], f"sufficiency_{name}.png").write_bytes(png(figure(found)))
 
@@ -81,14 +73,14 @@ def print_weights(grades: pa.Table) -> None:
         f"{len(grades)} questions, {kept.sum()} kept ({lost}); {total['samples']:,} completions: {total['correct']:,} correct,"
     )
     print(f"{total['errors']} errors, {total['unanswered']:,} without an answer.\n")
-    print("| a | min | 10% | median | 90% | max | effective | top 1% | corr. length | token weight |\n|" + "---|" * 10)
+    print("| a | min | 10% | median | 90% | max | effective | corr. length | token weight |\n|" + "---|" * 9)
     entropy, tokens = measures["entropy"].to_numpy()[kept], measures["mean_tokens"].to_numpy()[kept]
     for exponent in EXPONENTS:
         weight = weights(entropy, WeightMapping(exponent=exponent))
-        health = Health.of(weight, tokens).figures()
+        health = WeightHealth.of(weight, tokens).figures()
         spread = " | ".join(f"{q:.3f}" for q in np.quantile(weight, [0, 0.1, 0.5, 0.9, 1]))
         print(
-            f"| {exponent:g} | {spread} | {health['effective_share']:.1%} | {health['top1_share']:.1%} "
+            f"| {exponent:g} | {spread} | {health['effective_share']:.1%} "
             f"| {health['length_correlation']:+.2f} | {health['token_weight']:.3f} |"
         )
 

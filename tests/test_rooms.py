@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"config", "runs", "models", "console"},
     "evaluation": {"config", "runs", "answers", "rollouts", "formatting"},
     "figures": {"formatting"},
-    "analysis": {"config", "runs", "answers", "weighting", "rollouts", "figures"},
+    "analysis": {"config", "runs", "answers", "questions", "weighting", "evaluation", "figures"},
     "arms": {"config", "runs", "weighting"},
     "report": {"config", "runs", "arms", "weighting", "evaluation", "analysis", "figures", "formatting"},
     "preflight": {"config", "runs", "models", "questions", "evaluation", "formatting"},

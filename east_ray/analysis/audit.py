@@ -1,38 +1,34 @@
 """How much a run's weights depend on the way answers are clustered: `east-ray audit RUN`.
 
-The released scripts cluster by string, we by meaning; completions without an answer are a cluster, or are left out.
-The audit clusters the recorded answers each way and compares the weights, and counts what the grader could not decide,
-what had no answer, and how often math-verify contradicts itself. It reads a shard at a time and changes nothing.
+The released scripts cluster by string, we by meaning; completions without an answer are a cluster, or are ignored.
+The audit clusters the recorded answers each way, compares the weights, and counts what the grader could not decide and
+what had no answer. It reads a shard at a time and changes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import rankdata
 
+from east_ray.analysis.subsamples import rank_correlation, top_overlap
 from east_ray.answers.grading import Grader, Judgement, group
-from east_ray.answers.normalization import normalise
-from east_ray.answers.sandbox import Sandbox
 from east_ray.config.load import Config, from_dict
+from east_ray.questions.questions import in_test_set
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.weighting.keep import drop_codes
 from east_ray.weighting.mappings import WeightMapping, entropy, weights
 
 WAYS = (("canonical", "cluster"), ("canonical", "ignore"), ("string", "cluster"), ("string", "ignore"))
-TOP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to cluster, beside the run's own; over the kept questions. Weights are those of exponent 1 (eq. 3)."""
+    """One way to cluster, compared with the run's own over the kept questions. Weights have exponent 1 (eq. 3)."""
 
     cluster: str
     unanswered: str
@@ -52,12 +48,9 @@ class AuditReport:
     num_completions: int
     verdicts: dict[str, int]
     rules: dict[str, int]  # extraction rule, or why there was no answer -> completions
-    changed_verdicts: int  # completions that are judged differently today than when the run recorded them
+    changed_verdicts: int  # completions whose verdict today differs from the recorded one
     own: tuple[str, str]
     ways: tuple[Way, ...]
-    num_pairs: int  # pairs of different answers to one question that math-verify compared both ways
-    asymmetric: tuple[tuple[str, str], ...]  # those where it says yes one way and no the other
-    undecided_pairs: int
 
     def render(self) -> str:
         """A page of text for the terminal."""
@@ -70,7 +63,7 @@ class AuditReport:
             f"{self.num_questions:,} questions, {self.num_kept:,} kept; {self.num_completions:,} completions",
             f"verdicts   {shares}",
             f"answers    {rules}",
-            f"{self.changed_verdicts:,} verdicts would be different if the answers were judged again",
+            f"{self.changed_verdicts:,} verdicts would change if the answers were judged again",
             "",
             f"{'clusters by':<12}{'no answer':<11}{'clusters':>9}{'entropy':>9}{'Spearman':>10}{'top 10%':>9}{'moved':>8}",
         ]
@@ -80,12 +73,6 @@ class AuditReport:
                 f"{way.cluster:<12}{way.unanswered:<11}{way.mean_clusters:>9.2f}{way.mean_entropy:>9.3f}"
                 f"{way.spearman:>10.3f}{way.top_overlap:>9.1%}{way.moved:>8.1%}{mark}"
             )
-        lines += [
-            "",
-            f"math-verify contradicts itself (equal one way, not the other) on {len(self.asymmetric)} of {self.num_pairs:,} "
-            f"pairs of answers to one question; {self.undecided_pairs} hit a limit",
-            *(f"   {left!r:.60} and {right!r:.60}" for left, right in self.asymmetric[:5]),
-        ]
         return "\n".join(lines)
 
 
@@ -94,23 +81,22 @@ def audit(
     *,
     samples: str = "round-00/samples",
     grades: str = "round-00/grades",
-    max_pairs: int = 2_000,
 ) -> AuditReport:
-    """Cluster a run's recorded answers every way and compare; `max_pairs` bounds the comparison with math-verify."""
+    """Cluster a run's recorded answers every way and compare their weights over the questions that the run keeps."""
     shards = run.list(grades, suffix=".parquet")
     if not shards:
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify CONFIG` first")
     config: Config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
     own = (config.grading.cluster, config.grading.unanswered)
+    excluded = in_test_set(run, "questions") if config.selection.exclude_test_questions else frozenset()
     verdicts: Counter[str] = Counter()
     rules: Counter[str] = Counter()
-    pairs: dict[str, tuple[str, str]] = {}
     sizes: dict[tuple[str, str], list[list[int]]] = {way: [] for way in WAYS}
     num_questions = num_changed = 0
     with Grader(config.grading) as grader:
         for shard in shards:
             table = run.read_table(grades, shard)
-            kept = drop_codes(table, config.selection.keep) < 0
+            kept = drop_codes(table, config.selection.keep, excluded) < 0
             num_questions += len(table)
             for row, is_kept, judgements in zip(
                 table.to_pylist(), kept, _judged(run, samples, shard, table, grader), strict=True
@@ -118,11 +104,9 @@ def audit(
                 verdicts.update(row["verdicts"])
                 rules.update(row["rules"])
                 num_changed += sum(old != new.verdict for old, new in zip(row["verdicts"], judgements, strict=True))
-                _add_pairs(pairs, row["answers"], max_pairs)
                 if is_kept:
                     for way in WAYS:
                         sizes[way].append(group(row["answers"], judgements, *way)[1])
-    asymmetric, undecided = _asymmetric(list(pairs.values()), config)
     return AuditReport(
         num_questions=num_questions,
         num_kept=len(sizes[own]),
@@ -132,9 +116,6 @@ def audit(
         changed_verdicts=num_changed,
         own=own,
         ways=tuple(_compare(way, sizes[way], sizes[own]) for way in WAYS) if sizes[own] else (),
-        num_pairs=len(pairs),
-        asymmetric=asymmetric,
-        undecided_pairs=undecided,
     )
 
 
@@ -146,46 +127,17 @@ def _judged(run: RunDirectory, samples: str, shard: str, grades: pa.Table, grade
         yield grader.judge(references[question_id], answers)
 
 
-def _add_pairs(pairs: dict[str, tuple[str, str]], answers: list[str | None], most: int) -> None:
-    """Add the pairs of one question's different answers, keeping those with the smallest digests: a fixed sample."""
-    distinct = sorted({normalise(answer) for answer in answers if answer is not None})
-    for pair in itertools.combinations(distinct, 2):
-        pairs[hashlib.sha256("\0".join(pair).encode(errors="replace")).hexdigest()] = pair
-    for digest in sorted(pairs)[most:]:
-        del pairs[digest]
-
-
-def _asymmetric(pairs: list[tuple[str, str]], config: Config) -> tuple[tuple[tuple[str, str], ...], int]:
-    """The pairs on which math-verify's two verdicts differ, and how many it could not decide within the limits."""
-    limits = {"deadline_seconds": config.grading.deadline_seconds, "memory_gib": config.grading.memory_gib}
-    sandbox = Sandbox("east_ray.answers.math_verify_worker:both_ways", **limits)
-    try:
-        outcomes = sandbox.run(pairs)
-    finally:
-        sandbox.close()
-    differing = tuple(pair for pair, both in zip(pairs, outcomes, strict=True) if both and both[0] != both[1])
-    return differing, outcomes.count(None)
-
-
 def _compare(way: tuple[str, str], sizes: list[list[int]], own_sizes: list[list[int]]) -> Way:
-    """Entropies and weights of the kept questions, clustered one way, beside those of the run's own way."""
+    """Entropies and weights of the kept questions, clustered one way, against those of the run's own way."""
     entropy_Q = np.array([entropy(row) for row in sizes])
     own_entropy_Q = np.array([entropy(row) for row in own_sizes])
     weight_Q, own_weight_Q = (weights(values, WeightMapping(mapping="mean")) for values in (entropy_Q, own_entropy_Q))
-    varies = np.ptp(entropy_Q) > 0 and np.ptp(own_entropy_Q) > 0
-    top, own_top = (_top(values) for values in (entropy_Q, own_entropy_Q))
     return Way(
         cluster=way[0],
         unanswered=way[1],
         mean_clusters=float(np.mean([len(row) for row in sizes])),
         mean_entropy=float(entropy_Q.mean()),
-        spearman=float(np.corrcoef(rankdata(entropy_Q), rankdata(own_entropy_Q))[0, 1]) if varies else float("nan"),
-        top_overlap=len(top & own_top) / len(own_top),
+        spearman=rank_correlation(entropy_Q, own_entropy_Q),
+        top_overlap=top_overlap(entropy_Q, own_entropy_Q),
         moved=float(np.abs(weight_Q - own_weight_Q).mean() / 2),
     )
-
-
-def _top(values: np.ndarray) -> set[int]:
-    """PlannedDataset of the largest tenth (at least one); earlier ones first among equals."""
-    count = max(1, round(TOP_SHARE * len(values)))
-    return set(np.argsort(-values, kind="stable")[:count].tolist())

@@ -1,7 +1,7 @@
-"""How the model changes over rounds, seen on its own training questions: what it can still learn from, and what it loses.
+"""Drift of the model over rounds on its own training questions: solved, uncertain, stuck, and the moves between them.
 
-Round t's samples come from the model that t rounds of training made, so the first row describes the model before
-training and the last model, which is not sampled again, has none; its accuracy is the evaluation's business.
+Round t's samples come from the model after t rounds of training. The first row describes the model before training;
+the last model is not sampled again and has no row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from east_ray.config.load import Config
+from east_ray.evaluation.statistics import pass_at_k
 from east_ray.runs.directory import RunDirectory
 
 STATES = ("solved", "uncertain", "stuck")
@@ -41,9 +42,9 @@ def drift(run: RunDirectory, config: Config) -> dict[str, list[RoundDrift]]:
     """Per arm, one row per round whose grades exist. Round 0 is shared by all arms. Reads no completions."""
     result = {}
     for arm in config.arms:
-        places = ["round-00", *(f"round-{t:02d}/arms/{arm.name}" for t in range(1, config.run.rounds))]
-        present = [place for place in places if run.list(place, "grades", suffix=".parquet")]
-        tables = [run.read_table(place, "grades", columns=COLUMNS) for place in present]
+        directories = ["round-00", *(f"round-{t:02d}/arms/{arm.name}" for t in range(1, config.run.rounds))]
+        present = [directory for directory in directories if run.list(directory, "grades", suffix=".parquet")]
+        tables = [run.read_table(directory, "grades", columns=COLUMNS) for directory in present]
         result[arm.name] = [
             describe(arm.name, t, table, tables[t - 1] if t else None) for t, table in enumerate(tables)
         ]
@@ -51,18 +52,18 @@ def drift(run: RunDirectory, config: Config) -> dict[str, list[RoundDrift]]:
 
 
 def describe(arm: str, round_index: int, grades: pa.Table, before: pa.Table | None) -> RoundDrift:
-    """One round's row from its GRADES, and the moves since the round before where both have the same questions."""
+    """One round's row from its GRADES; moves are of the questions that the round before has, too."""
     samples, correct = (np.asarray(grades[name]) for name in ("num_samples", "num_correct"))
     states = states_of(grades)
-    k = int(samples.max(initial=1))
-    full = samples == k
+    asked = samples > 0
+    k = int(samples[asked].min(initial=samples.max(initial=1)))  # all questions have as many
     return RoundDrift(
         arm=arm,
         round_index=round_index,
         num_questions=len(grades),
         **{name: int(np.sum(states == i)) for i, name in enumerate(STATES)},
         pass_at_1=_mean(correct / np.maximum(samples, 1)),
-        pass_at_k=_mean(correct[full] > 0),
+        pass_at_k=_mean(pass_at_k(samples[asked], correct[asked], k)),
         k=k,
         mean_tokens=_mean(np.asarray(grades["mean_tokens"])),
         unique_answers=_mean(np.asarray(pc.list_value_length(grades["cluster_sizes"]))),  # type: ignore[attr-defined]

@@ -1,20 +1,22 @@
-"""Graded completions of many questions as arrays: subsamples of them, their clusters, entropies and intervals. Pure.
+"""Subsampling graded completions: arrays, cluster counts, entropies, and agreement of ranks. Pure.
 
 Shape suffixes: Q questions, N completions (padded to the most any question has), K clusters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import xlogy
+from scipy import stats
 
 from east_ray.records import CORRECT, INCORRECT
+from east_ray.weighting.mappings import entropies
 
-RESAMPLES = 200  # bootstrap resamples per question
+TOP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class GradedArrays:
         return GradedArrays(ids, *(array[chosen_Q] for array in arrays))
 
     def shuffled(self, rng: np.random.Generator) -> GradedArrays:
-        """Each question's completions in a random order of their own; the empty places stay at the end."""
+        """Each question's completions in a random order; padding stays at the end."""
         key_Q_N = rng.random(self.cluster_Q_N.shape)
         key_Q_N[np.arange(key_Q_N.shape[1]) >= self.total_Q[:, None]] = 2.0
         order = np.argsort(key_Q_N, axis=1)
@@ -47,23 +49,25 @@ class GradedArrays:
         )
         return GradedArrays(self.ids, cluster, correct, incorrect, self.total_Q)
 
-    def part(self, start: int, stop: int | np.ndarray) -> GradedArrays:
-        """Completions [start, stop) of every question; `stop` may differ by question."""
-        place_N = np.arange(self.cluster_Q_N.shape[1])
-        inside = (place_N >= start) & (place_N < np.reshape(stop, (-1, 1)))
-        total_Q = np.minimum(self.total_Q, stop) - start
+    def part(self, start: int, stop: int) -> GradedArrays:
+        """Completions [start, stop) of every question."""
+        position_N = np.arange(self.cluster_Q_N.shape[1])
+        inside = (position_N >= start) & (position_N < stop)
+        total_Q = np.maximum(np.minimum(self.total_Q, stop) - start, 0)
         cluster_Q_N = np.where(inside, self.cluster_Q_N, -1)
         return GradedArrays(self.ids, cluster_Q_N, self.correct_Q_N & inside, self.incorrect_Q_N & inside, total_Q)
 
     def counts(self) -> np.ndarray:
         """Completions per question and cluster, shape (Q, clusters)."""
         num_clusters = int(self.cluster_Q_N.max(initial=0)) + 1
-        question, place = np.nonzero(self.cluster_Q_N >= 0)
-        flat = question * num_clusters + self.cluster_Q_N[question, place]
+        question, position = np.nonzero(self.cluster_Q_N >= 0)
+        flat = question * num_clusters + self.cluster_Q_N[question, position]
         return np.bincount(flat, minlength=len(self.ids) * num_clusters).reshape(len(self.ids), num_clusters)
 
     def entropy(self) -> np.ndarray:
-        return plug_in_entropy(self.counts())
+        """Of every question, in nats; 0 for one without completions."""
+        counts = self.counts()
+        return entropies(counts[counts > 0], np.append(0, np.cumsum((counts > 0).sum(axis=1))))
 
     def kept(self, keep: str) -> np.ndarray:
         """Which questions have a correct completion and, for keep = "mixed", an incorrect one."""
@@ -85,31 +89,14 @@ def gather(rows: Sequence[dict[str, Any]]) -> GradedArrays:
     return GradedArrays([row["question_id"] for row in rows], cluster_Q_N, correct_Q_N, incorrect_Q_N, total_Q)
 
 
-def plug_in_entropy(count_Q_K: np.ndarray) -> np.ndarray:
-    """Entropy of each row of counts, in nats; 0 for an empty row."""
-    total = np.maximum(count_Q_K.sum(axis=1), 1)
-    return np.maximum(np.log(total) - xlogy(count_Q_K, count_Q_K).sum(axis=1) / total, 0.0)
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's; nan where either side is constant and so has no ranks."""
+    varies = np.ptp(first) > 0 and np.ptp(second) > 0
+    return float(stats.spearmanr(first, second).statistic) if varies else math.nan
 
 
-def entropy_intervals(
-    count_Q_K: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Basic bootstrap interval of every question's entropy, in nats.
-
-    Resampled are the clusters and one more completion with a new answer: what was not seen may still exist. The basic
-    form (estimate + estimate - quantile) takes out the bias that a smaller sample of clusters has.
-    """
-    rng = np.random.default_rng(seed)
-    low, high = np.empty(len(count_Q_K)), np.empty(len(count_Q_K))
-    for i, counts in enumerate(count_Q_K):
-        seen = counts[counts > 0]
-        total = int(seen.sum())
-        if not total:
-            low[i], high[i] = 0.0, np.inf
-            continue
-        widened = np.append(seen, 1)
-        drawn = plug_in_entropy(rng.multinomial(total, widened / widened.sum(), size=resamples))
-        below, above = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-        both = plug_in_entropy(seen[None])[0] + plug_in_entropy(widened[None])[0]
-        low[i], high[i] = max(both - above, 0.0), both - below
-    return low, high
+def top_overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of the largest tenth of `second` (at least one) that is in that of `first`; earlier ones first among equals."""
+    size = max(round(TOP_SHARE * len(second)), 1)
+    top = [set(np.argsort(-values, kind="stable")[:size].tolist()) for values in (first, second)]
+    return len(top[0] & top[1]) / size

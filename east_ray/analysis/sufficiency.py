@@ -1,8 +1,7 @@
-"""Was n enough? How entropies and their ranks change when only some of the drawn completions are used.
+"""Was n enough? Agreement of entropies and their ranks between subsamples of a run's completions and all of them.
 
-Subsamples of what was drawn are compared with all of it, the plug-in entropy beside Miller and Madow's correction; two
-disjoint halves say how far all of it can be trusted; every question's entropy gets a bootstrap interval; and adaptive
-sampling is replayed. All on the grades of a finished run: nothing is sampled, no completion is read.
+Two disjoint halves say how far the whole can be trusted. All from the grades of a finished run: nothing is sampled, no
+completion is read.
 """
 
 from __future__ import annotations
@@ -10,26 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
-from scipy import stats
 
-from east_ray.analysis.subsamples import GradedArrays, entropy_intervals, gather, plug_in_entropy
+from east_ray.analysis.subsamples import GradedArrays, gather, rank_correlation, top_overlap
 from east_ray.config.load import from_dict
-from east_ray.config.sections import AdaptiveConfig
 from east_ray.figures.drawing import EAST, NEUTRAL, VANILLA, Figure, line_chart, png, to_csv
+from east_ray.questions.questions import in_test_set
 from east_ray.records import UserError
-from east_ray.rollouts.adaptive import levels, wanted_samples
 from east_ray.runs.directory import RunDirectory
-from east_ray.weighting.mappings import miller_madow
-
-T = TypeVar("T", "CurvePoint", "Replay")
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
 REPEATS = 20  # random subsamples per size
 MAX_QUESTIONS = 10_000  # more would not move the third digit; they are taken evenly over the shards
-GOOD_RANKS = 0.95  # rank correlation from which on fewer completions are "almost as good"
+GOOD_RANKS = 0.95  # rank correlation from which fewer completions are "almost as good"
 COLUMNS = ["question_id", "clusters", "verdicts"]
 
 
@@ -39,26 +32,9 @@ class CurvePoint:
 
     num_samples: int
     rank_correlation: float  # Spearman's, of entropies (hence of power weights) with those of all completions
-    rank_correlation_corrected: float  # the same with Miller-Madow entropies on both sides
     top_overlap: float  # share of the top decile by all completions that is in the top decile by these
-    top_overlap_corrected: float
     bias: float  # nats, mean entropy less that of all completions
-    bias_corrected: float
     still_kept: float  # share that still has a correct and an incorrect completion
-
-
-@dataclass(frozen=True)
-class Replay:
-    """An adaptive run replayed on these completions, and the same budget spent evenly."""
-
-    mean_samples: float
-    saving: float  # full / adaptive number of completions
-    rank_correlation: float
-    still_kept: float
-    weight_change: float  # mean |w - w_all| at exponent 1, over the questions kept with all completions
-    even_rank_correlation: float  # of a run that draws the same mean number for every question
-    even_still_kept: float
-    even_weight_change: float
 
 
 @dataclass(frozen=True)
@@ -69,30 +45,21 @@ class Sufficiency:
     num_samples: int
     curve: tuple[CurvePoint, ...]
     reliability: float
-    median_interval: float  # nats, width of the 95% bootstrap interval of a question's entropy
-    replay: Replay
-    adaptive: AdaptiveConfig
     advice: str
     figure: str = ""
 
     def render(self) -> str:
-        """The curve as a table, the replay, and one sentence of advice."""
-        head = "samples  rank corr.  (corrected)  top decile  (corrected)    bias  (corrected)  still kept"
-        lines = [f"{self.questions:,} kept questions with {self.num_samples} completions each", "", head]
-        for p in self.curve:
-            lines.append(
-                f"{p.num_samples:>7}  {p.rank_correlation:>10.3f}  {p.rank_correlation_corrected:>11.3f}  {p.top_overlap:>10.1%}"
-                f"  {p.top_overlap_corrected:>11.1%}  {p.bias:>+6.3f}  {p.bias_corrected:>+11.3f}  {p.still_kept:>10.1%}"
-            )
-        r = self.replay
-        lines += [
+        """The curve as a table, the reliability, and one sentence of advice."""
+        lines = [
+            f"{self.questions:,} kept questions with {self.num_samples} completions each",
+            "",
+            "samples  rank corr.  top decile    bias  still kept",
+            *(
+                f"{p.num_samples:>7}  {p.rank_correlation:>10.3f}  {p.top_overlap:>10.1%}  {p.bias:>+6.3f}  {p.still_kept:>10.1%}"
+                for p in self.curve
+            ),
             "",
             f"Two runs of {self.num_samples} samples would agree with rank correlation {self.reliability:.3f} (from two halves).",
-            f"The 95% interval of a question's entropy is {self.median_interval:.2f} nats wide (median).",
-            f"Adaptive sampling (from {self.adaptive.min_samples}, width {self.adaptive.width:g}) would draw "
-            f"{r.mean_samples:.1f} per question, {r.saving:.1f}x less: rank correlation {r.rank_correlation:.3f}, weights off "
-            f"by {r.weight_change:.3f}, {r.still_kept:.1%} still kept. As many for every question alike: "
-            f"{r.even_rank_correlation:.3f}, {r.even_weight_change:.3f}, {r.even_still_kept:.1%}.",
             "",
             self.advice,
         ]
@@ -100,7 +67,7 @@ class Sufficiency:
 
 
 def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Sufficiency:
-    """Answer for one set of grades of a run; writes report/sufficiency.png, .csv and per-question intervals beside them.
+    """Answer for one set of grades of a run; writes report/sufficiency.png and .csv.
 
     UserError when there are no grades, or too few completions per question to divide.
     """
@@ -109,24 +76,19 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
     if not shards:
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
     drawn = _read(run, grades, shards)
-    found = assess(drawn, config.selection.keep, config.sampling.adaptive or AdaptiveConfig(), seed=config.run.seed)
+    if config.selection.exclude_test_questions:
+        drawn = drawn.where(~np.isin(drawn.ids, list(in_test_set(run, "questions"))))
+    found = assess(drawn, config.selection.keep, seed=config.run.seed)
     run.write_bytes(png(figure(found)), "report", "sufficiency.png")
     run.write_bytes(to_csv([asdict(point) for point in found.curve]), "report", "sufficiency.csv")
-    low, high = entropy_intervals(drawn.counts(), seed=config.run.seed)
-    rows = [
-        {"question_id": name, "entropy": h, "low": below, "high": above}
-        for name, h, below, above in zip(drawn.ids, drawn.entropy().tolist(), low.tolist(), high.tolist(), strict=True)
-    ]
-    run.write_bytes(to_csv(rows), "report", "entropy_intervals.csv")
     return replace(found, figure=run.uri_of("report", "sufficiency.png"))
 
 
-def assess(drawn: GradedArrays, keep: str, adaptive: AdaptiveConfig, *, seed: int = 0) -> Sufficiency:
+def assess(drawn: GradedArrays, keep: str, *, seed: int = 0) -> Sufficiency:
     """The whole answer from questions in memory. UserError when there is too little to divide."""
     num_samples = int(np.quantile(drawn.total_Q, 0.05)) if len(drawn.ids) else 0
     drawn = drawn.where(drawn.total_Q >= num_samples)
-    kept_Q = drawn.kept(keep)
-    kept = drawn.where(kept_Q)
+    kept = drawn.where(drawn.kept(keep))
     if num_samples <= SIZES[0] or len(kept.ids) < 10:
         raise UserError(
             f"{len(kept.ids)} kept questions with {num_samples} completions each are too few to ask whether fewer would do; "
@@ -135,25 +97,20 @@ def assess(drawn: GradedArrays, keep: str, adaptive: AdaptiveConfig, *, seed: in
     rng = np.random.default_rng(seed)
     sizes, half = [size for size in SIZES if size < num_samples], num_samples // 2
     points: dict[int, list[CurvePoint]] = {size: [] for size in sizes}
-    replays, halves = [], []
+    halves = []
     for _ in range(REPEATS):
-        shuffled = drawn.shuffled(rng)
-        replays.append(_replay(shuffled, kept_Q, keep, adaptive))
-        shuffled = shuffled.where(kept_Q)
+        shuffled = kept.shuffled(rng)
         for size in sizes:
             points[size].append(_compare(shuffled.part(0, size), kept, size, keep))
-        halves.append(_ranks_agree(shuffled.part(0, half).entropy(), shuffled.part(half, 2 * half).entropy()))
+        first, second = shuffled.part(0, half), shuffled.part(half, 2 * half)
+        halves.append(rank_correlation(first.entropy(), second.entropy()))
     curve = tuple(_mean(points[size]) for size in sizes)
-    low, high = entropy_intervals(kept.counts(), seed=seed)
-    between_halves = float(np.mean(halves))
+    between_halves = max(_mean_of(halves), 0.0)  # below 0 by chance alone
     return Sufficiency(
         questions=len(kept.ids),
         num_samples=num_samples,
         curve=curve,
         reliability=2 * between_halves / (1 + between_halves),  # Spearman-Brown: from half the completions to all
-        median_interval=float(np.median(high - low)),
-        replay=_mean(replays),
-        adaptive=adaptive,
         advice=advise(curve, num_samples),
     )
 
@@ -179,7 +136,6 @@ def figure(found: Sufficiency) -> Figure:
     """Agreement with all samples against the number of samples."""
     lines = {
         "rank correlation": ("rank_correlation", EAST),
-        "rank correlation, bias-corrected": ("rank_correlation_corrected", 4),
         "top decile in common": ("top_overlap", VANILLA),
         "questions still kept": ("still_kept", NEUTRAL),
     }
@@ -208,69 +164,23 @@ def _read(run: RunDirectory, grades: str, shards: Sequence[str]) -> GradedArrays
 
 
 def _compare(part: GradedArrays, whole: GradedArrays, size: int, keep: str) -> CurvePoint:
-    few, many = part.counts(), whole.counts()
-    plain = plug_in_entropy(few), plug_in_entropy(many)
-    corrected = _corrected(few), _corrected(many)
+    few, many = part.entropy(), whole.entropy()
     return CurvePoint(
         num_samples=size,
-        rank_correlation=_ranks_agree(*plain),
-        rank_correlation_corrected=_ranks_agree(*corrected),
-        top_overlap=_top_overlap(*plain),
-        top_overlap_corrected=_top_overlap(*corrected),
-        bias=float(np.mean(plain[0] - plain[1])),
-        bias_corrected=float(np.mean(corrected[0] - corrected[1])),
+        rank_correlation=rank_correlation(few, many),
+        top_overlap=top_overlap(few, many),
+        bias=float(np.mean(few - many)),
         still_kept=float(part.kept(keep).mean()),
     )
 
 
-def _mean(found: Sequence[T]) -> T:
-    """Field by field; a field that is the same in all stays as it is."""
-    columns = zip(*(astuple(one) for one in found), strict=True)
-    values: list[Any] = [column[0] if len(set(column)) == 1 else float(np.mean(column)) for column in columns]
-    return type(found[0])(*values)
+def _mean(points: Sequence[CurvePoint]) -> CurvePoint:
+    """Field by field."""
+    size, *columns = zip(*(astuple(point) for point in points), strict=True)
+    return CurvePoint(size[0], *(_mean_of(column) for column in columns))
 
 
-def _replay(drawn: GradedArrays, kept_Q: np.ndarray, keep: str, adaptive: AdaptiveConfig) -> Replay:
-    """What adaptive sampling would have drawn of these completions: the budget over all questions, the rest over kept ones."""
-    used_Q = np.zeros(len(drawn.ids), dtype=np.int64)
-    most = int(drawn.total_Q.max())
-    for _ in levels(adaptive.min_samples, most):
-        counts = drawn.part(0, used_Q).counts()
-        limits = {"min_samples": adaptive.min_samples, "max_samples": most, "width": adaptive.width}
-        used_Q = np.minimum(wanted_samples(counts, used_Q, **limits), drawn.total_Q)
-    even_Q = np.full(len(used_Q), round(float(used_Q.mean())))
-    kept = drawn.where(kept_Q)
-    whole, part, even = kept.entropy(), kept.part(0, used_Q[kept_Q]), kept.part(0, even_Q[kept_Q])
-    return Replay(
-        mean_samples=float(used_Q.mean()),
-        saving=float(drawn.total_Q.sum() / used_Q.sum()),
-        rank_correlation=_ranks_agree(part.entropy(), whole),
-        still_kept=float(part.kept(keep).mean()),
-        weight_change=_weight_change(part.entropy(), whole),
-        even_rank_correlation=_ranks_agree(even.entropy(), whole),
-        even_still_kept=float(even.kept(keep).mean()),
-        even_weight_change=_weight_change(even.entropy(), whole),
-    )
-
-
-def _corrected(count_Q_K: np.ndarray) -> np.ndarray:
-    return miller_madow(plug_in_entropy(count_Q_K), (count_Q_K > 0).sum(axis=1), count_Q_K.sum(axis=1))
-
-
-def _ranks_agree(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation; 1 where either side has no ranks to disagree about."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 1.0
-    return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
-
-
-def _top_overlap(few: np.ndarray, many: np.ndarray) -> float:
-    """Share of the top decile of `many` that is in the top decile of `few`; ties are broken by position."""
-    size = max(len(many) // 10, 1)
-    top = [set(np.argsort(-values, kind="stable")[:size].tolist()) for values in (few, many)]
-    return len(top[0] & top[1]) / size
-
-
-def _weight_change(few: np.ndarray, many: np.ndarray) -> float:
-    """Mean |w - w_all| at exponent 1."""
-    return float(np.mean(np.abs(few / max(few.mean(), 1e-12) - many / max(many.mean(), 1e-12))))
+def _mean_of(values: Sequence[float]) -> float:
+    """Mean of the values that are defined; nan where none is (subsamples whose entropies are all equal have no ranks)."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT, SAMPLES
+from east_ray.records import CORRECT, ERROR, GRADES, INCORRECT, QUESTIONS, SAMPLES
 from east_ray.runs.directory import RunDirectory
 
 
@@ -74,3 +74,12 @@ def write_shards(run: RunDirectory, directory: str, rows: Sequence[dict[str, Any
     for i, start in enumerate(range(0, len(rows), per_shard)):
         table = pa.Table.from_pylist(list(rows[start : start + per_shard]), schema=schema)
         run.write_table(table, directory, f"shard-{i:05d}.parquet")
+
+
+def write_questions(run: RunDirectory, ids: Sequence[str], *, in_test: Sequence[str] = ()) -> None:
+    """questions/train.parquet with these ids, and questions/test.parquet with the texts of those in `in_test`."""
+    blank = {"reference": "1", "level": None, "subject": None, "prompt": "", "prompt_token_ids": [1], "prompt_hash": ""}
+    rows = [{"question_id": name, "question": f"question {name}", **blank} for name in ids]
+    test = [{**row, "question_id": f"test {row['question_id']}"} for row in rows if row["question_id"] in in_test]
+    run.write_table(pa.Table.from_pylist(rows, schema=QUESTIONS), "questions", "train.parquet")
+    run.write_table(pa.Table.from_pylist(test, schema=QUESTIONS), "questions", "test.parquet")
