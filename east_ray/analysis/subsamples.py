@@ -92,7 +92,7 @@ def gather(rows: Sequence[dict[str, Any]]) -> GradedArrays:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's; nan where either side is constant and so has no ranks."""
     varies = np.ptp(first) > 0 and np.ptp(second) > 0
-    return float(stats.spearmanr(first, second).statistic) if varies else math.nan
+    return float(stats.spearmanr(first, second).statistic) if varies else math.nan  # type: ignore[attr-defined]
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def map_shards(of_shard: Callable[[str], pa.Table], shards: Sequence[str]) -> It
     return _map_rows(of_row, [{"shard": name} for name in shards])
 
 
-def _map_rows(of_row: Callable[[pa.Table], pa.Table], rows: Sequence[dict[str, Any]]) -> Iterator[pa.Table]:
+def _map_rows(of_row: Callable[[pa.Table], pa.Table], rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
     """`of_row` of every row, in order. Ray Data's bars and messages are switched off: ours say what a user needs."""
     import ray.data
 
