@@ -1,6 +1,6 @@
-"""Take the pictures of the report that the documentation shows: `.venv/bin/python docs/images/make.py RUN_DIR`.
+"""Screenshots of the report for the documentation: `.venv/bin/python docs/images/make.py RUN_DIR`.
 
-Needs Chromium. The pictures are of a real run's page, exactly as it is.
+Needs Chromium. They show the page of a real run, exactly as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.browser import Page, open_page  # noqa: E402
 
 
 async def section(page: Page, name: str, width: int, height: int, chapter: str, dark: bool = False) -> None:
-    """A picture of the page from the top of one chapter ("" for the top of the page) down to `height` pixels."""
+    """The page from the top of one chapter ("" for the top of the page), `height` pixels of it."""
     await page.resize(width, 900, dark)
     top = await page.run(f"document.getElementById('{chapter}').offsetTop") if chapter else 0
     await page.picture(HERE / f"{name}.png", x=0, y=top, width=width, height=height)

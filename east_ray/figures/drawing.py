@@ -1,7 +1,7 @@
-"""One drawing per figure, by matplotlib: inline SVG in the page's own colours, PNG files, and the numbers as CSV.
+"""Figures drawn by matplotlib: as inline SVG in the page's own colours, as PNG files, and their numbers as CSV.
 
-`charts.py` says which figures there are. A figure is drawn once for every width it is shown at, because text in a
-scaled-down drawing cannot be read.
+A figure is drawn once for every width it is shown at, because text in a scaled-down drawing is too small to read.
+`charts.py` holds the report's figures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CHARACTER = 6.7  # px, mean width of a character at the figures' 12 px
 STYLE: Any = {
     "font.size": 12,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # labels may hold anything
+    "text.parse_math": False,  # arm names may hold dollar signs
     "text.color": INK,
     "axes.facecolor": "none",
     "axes.edgecolor": COLORS[NEUTRAL],
@@ -70,7 +70,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its words and the rows of its CSV file. `draw` and `height` are told the width in px."""
+    """A drawing with its words and the rows of its CSV file. `draw` and `height` take the width in px."""
 
     name: str
     title: str
@@ -316,7 +316,7 @@ def wrap_color(slot: int) -> int:
 
 
 def distinct_colors(colors: Sequence[int]) -> list[int]:
-    """These colours where all differ; else one each in the palette's order, so that lines in one figure can be told apart."""
+    """These colours where all differ; else one each in the palette's order, so that no two lines look alike."""
     return list(colors) if len(set(colors)) == len(colors) else [wrap_color(VANILLA + i) for i in range(len(colors))]
 
 

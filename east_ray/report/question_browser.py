@@ -1,7 +1,7 @@
-"""The questions a reader can look into on the report page: clusters, verdicts, completions, the selected pair, weights.
+"""Data of the page's question browser: clusters, verdicts, some completions, the selected pair and the weights.
 
-A page of a few megabytes cannot hold a large run, so this file decides what it shows and says what it left out.
-Completions are read shard by shard and only for the questions shown; never all at once.
+A page of a few megabytes cannot hold a large run: this file chooses what to show and says what it left out.
+Completions are read shard by shard, and only for the questions shown.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ GRADE_COLUMNS = ("answers", "verdicts", "clusters", "cluster_sizes", "cluster_ve
 
 
 def sources(
-    run: RunDirectory, places: Mapping[str, str], mappings: Mapping[str, Sequence[str]]
+    run: RunDirectory, directories: Mapping[str, str], mappings: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """One source per set of graded samples. `places`: name shown -> directory; `mappings`: directory -> weight columns."""
+    """One source per set of graded samples. `directories`: name shown -> directory; `mappings`: directory -> weight columns."""
+    questions, text_bytes = MAX_QUESTIONS // max(len(directories), 1), COMPLETIONS_BYTES // max(len(directories), 1)
     return [
-        _source(run, name, place, list(mappings[place]), MAX_QUESTIONS // len(places), COMPLETIONS_BYTES // len(places))
-        for name, place in places.items()
+        _source(run, name, directory, mappings[directory], questions, text_bytes)
+        for name, directory in directories.items()
     ]
 
 
-def choose(weights: pa.Table, column: str | None, most: int) -> pa.Table:
+def choose_rows(weights: pa.Table, column: str | None, most: int) -> pa.Table:
     """At most `most` rows of a weights table, in its order, spread evenly over the questions sorted by weight."""
     if len(weights) <= most:
         return weights
@@ -51,14 +52,14 @@ def choose(weights: pa.Table, column: str | None, most: int) -> pa.Table:
 
 
 def _source(
-    run: RunDirectory, name: str, place: str, mappings: list[str], max_questions: int, max_bytes: int
+    run: RunDirectory, name: str, directory: str, mappings: Sequence[str], max_questions: int, max_bytes: int
 ) -> dict[str, Any]:
-    weights = run.read_table(place, "weights")
+    weights = run.read_table(directory, "weights")
     mappings = [column for column in mappings if column in weights.column_names]
-    rows = choose(weights, mappings[0] if mappings else None, max_questions)
+    rows = choose_rows(weights, mappings[0] if mappings else None, max_questions)
     ids = rows["question_id"].to_pylist()
     texts = {row["question_id"]: row for row in _rows(run, ["questions"], ids, TEXT_COLUMNS)}
-    grades = {row["question_id"]: row for row in _rows(run, [place, "grades"], ids, GRADE_COLUMNS)}
+    grades = {row["question_id"]: row for row in _rows(run, [directory, "grades"], ids, GRADE_COLUMNS)}
     questions = []
     for row in rows.to_pylist():
         text, grade = texts.get(row["question_id"]), grades.get(row["question_id"])
@@ -80,14 +81,16 @@ def _source(
                 "completions": [],
             }
         )
-    shown = _add_completions(run, place, questions, grades, max_bytes)
+    shown = _add_completions(run, directory, questions, grades, max_bytes)
     left_out = (
         f"{len(weights) - len(questions):,} more were sampled; this list spreads evenly over their weights. "
         if len(weights) > len(questions)
         else ""
     )
     left_out += (
-        f"Completions of {shown:,} are on this page, the rest are in {place}/samples." if shown < len(questions) else ""
+        f"Completions of {shown:,} are on this page, the rest are in {directory}/samples."
+        if shown < len(questions)
+        else ""
     )
     return {"name": name, "mappings": mappings, "questions": questions, "left_out": left_out}
 
@@ -106,15 +109,15 @@ def _clusters(grade: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _add_completions(
-    run: RunDirectory, place: str, questions: list[dict[str, Any]], grades: Mapping[str, Any], max_bytes: int
+    run: RunDirectory, directory: str, questions: list[dict[str, Any]], grades: Mapping[str, Any], max_bytes: int
 ) -> int:
-    """Fill in completions, for questions from all over the list, until `max_bytes` are used; returns how many got some."""
+    """Add completions to questions scattered over the list until `max_bytes` are used; returns how many got some."""
     wanted = [questions[i]["id"] for i in _scattered(len(questions))[:MAX_WITH_COMPLETIONS]]
-    selected = _selected(run, place, wanted)
+    selected = _selected(run, directory, wanted)
     names = ["completions", "finish_reasons", "completion_tokens"]
     picked = {
         row["question_id"]: _pick(row, grades[row["question_id"]], selected.get(row["question_id"], {}))
-        for row in _rows(run, [place, "samples"], wanted, names)
+        for row in _rows(run, [directory, "samples"], wanted, names)
     }
     by_id = {question["id"]: question for question in questions}
     used = shown = 0
@@ -150,10 +153,10 @@ def _pick(samples: Mapping[str, Any], grade: Mapping[str, Any], selected: Mappin
     return rows
 
 
-def _selected(run: RunDirectory, place: str, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+def _selected(run: RunDirectory, directory: str, ids: Sequence[str]) -> dict[str, dict[str, str]]:
     """question_id -> completion -> "positive" or "negative", from whichever example files there are."""
     found: dict[str, dict[str, str]] = {}
-    for row in _rows(run, [place, "examples"], ids):
+    for row in _rows(run, [directory, "examples"], ids):
         uses = found.setdefault(row["question_id"], {})
         if "chosen" in row:
             uses |= {row["chosen"]: "positive", row["rejected"]: "negative"}
@@ -178,7 +181,7 @@ def _rows(
 
 
 def _scattered(count: int) -> list[int]:
-    """0 .. count - 1 so that every beginning of the list is spread over the whole (a golden-ratio walk)."""
+    """0 .. count - 1, ordered so that every prefix is spread over the whole range (a golden-ratio walk)."""
     return sorted(range(count), key=lambda i: (i * 0.6180339887498949) % 1.0)
 
 
@@ -188,7 +191,7 @@ def _clip(text: str | None, length: int) -> tuple[str | None, int]:
 
 
 def embed_json(value: Any) -> str:
-    """JSON that can stand inside a <script> element: no `<`, `>` or `&` is left, whatever a model wrote."""
+    """JSON that is safe inside a <script> element: `<`, `>` and `&` are escaped, whatever a model wrote."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

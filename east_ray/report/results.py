@@ -45,7 +45,7 @@ def result(f: ReportData) -> Chapter | None:
 
 
 def table_1(f: ReportData) -> Chapter | None:
-    """The paper's Table 1 beside ours, for the losses of which all four methods were measured."""
+    """Our results next to the paper's Table 1, for the losses of which all four methods were measured."""
     rows = {row.name: row for row in f.comparisons}
     losses = [loss for loss in ("sft", "dpo", "kto") if all(f"{loss}-{method}" in rows for method in paper.METHODS)]
     if not losses:
@@ -65,7 +65,7 @@ def table_1(f: ReportData) -> Chapter | None:
     table = Table(
         ("method", "ours", "ours to vanilla", "paper", "paper to vanilla"), tuple(body), f"Paper: {column.title}."
     )
-    return Chapter("table1", "Table 1", "The paper's Table 1 beside ours", text, (), (table,))
+    return Chapter("table1", "Table 1", "Our results and the paper's Table 1", text, (), (table,))
 
 
 def exponents(f: ReportData) -> Chapter | None:

@@ -1,4 +1,4 @@
-"""A page in headless Chromium, spoken to over its debugging socket: enough to click, to read and to take pictures."""
+"""A page in headless Chromium, driven over its debugging socket: enough to click, to read and to take screenshots."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A plausible run directory made up in a second, laid out exactly as the stages leave one: for tests of what reads runs.
+"""A plausible finished run directory, made up in a second, for tests of whatever reads runs.
 
 Nothing is trained or sampled. Every question gets a chance of being solved; its answers, grades, weights and evaluations
-follow from seeded draws, so figures and tables have the shapes of real ones.
+are seeded draws from it, so figures and tables have the shapes of real ones.
 """
 
 from __future__ import annotations
@@ -95,22 +95,22 @@ def _questions(name: str, count: int, hostile: str) -> pa.Table:
 def _round(
     run: RunDirectory,
     config: Config,
-    place: str,
+    directory: str,
     arms: tuple[Arm, ...],
     questions: pa.Table,
     skill: np.ndarray,
     draw: np.random.Generator,
     hostile: str,
 ) -> None:
-    """Samples, grades, weights and examples of one place, in shards of 32 questions."""
+    """Samples, grades, weights and examples of one directory, in shards of 32 questions."""
     rows = [
         _sampled(q, skill[i], config.sampling.num_samples, draw, hostile) for i, q in enumerate(questions.to_pylist())
     ]
     samples, grades, measures = ([row[kind] for row in rows] for kind in range(3))
     for shard, start in enumerate(range(0, len(rows), 32)):
         name = f"shard-{shard:05d}.parquet"
-        run.write_table(pa.Table.from_pylist(samples[start : start + 32], schema=SAMPLES), place, "samples", name)
-        run.write_table(pa.Table.from_pylist(grades[start : start + 32], schema=GRADES), place, "grades", name)
+        run.write_table(pa.Table.from_pylist(samples[start : start + 32], schema=SAMPLES), directory, "samples", name)
+        run.write_table(pa.Table.from_pylist(grades[start : start + 32], schema=GRADES), directory, "grades", name)
     table = pa.Table.from_pylist(measures, schema=MEASURES)
     kept = np.array([row["reason"] is None for row in measures])
     mappings = mappings_of(config, arms)
@@ -118,15 +118,15 @@ def _round(
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, pa.float64()))
     for shard, start in enumerate(range(0, len(rows), 32)):
-        run.write_table(table.slice(start, 32), place, "weights", f"shard-{shard:05d}.parquet")
-    run.write_json({"mappings": list(columns)}, place, "weights", "weights.json")
+        run.write_table(table.slice(start, 32), directory, "weights", f"shard-{shard:05d}.parquet")
+    run.write_json({"mappings": list(columns)}, directory, "weights", "weights.json")
     for loss in {config.for_arm(arm).training.loss for arm in arms}:
         examples = [e for i in np.flatnonzero(kept) for e in _examples(loss, samples[i], grades[i], columns, i)]
         schema = pa.schema([*EXAMPLES[loss], *(pa.field(name, pa.float64()) for name in columns)])
-        run.write_table(pa.Table.from_pylist(examples, schema=schema), place, "examples", f"{loss}.parquet")
+        run.write_table(pa.Table.from_pylist(examples, schema=schema), directory, "examples", f"{loss}.parquet")
     tokens = sum(sum(row["completion_tokens"]) for row in samples)
-    Artifact(run, f"{place}/samples").complete(tokens=tokens, seconds=12.5, reused_shards=0)
-    run.append_metrics(step="sample", parts=[f"{place}/samples"], seconds=12.5)
+    Artifact(run, f"{directory}/samples").complete(tokens=tokens, seconds=12.5, reused_shards=0)
+    run.append_metrics(step="sample", parts=[f"{directory}/samples"], seconds=12.5)
 
 
 def _sampled(
@@ -215,7 +215,7 @@ def _examples(
 
 def _evaluate(
     run: RunDirectory,
-    place: str,
+    directory: str,
     split: str,
     questions: pa.Table,
     skill: np.ndarray,
@@ -244,14 +244,14 @@ def _evaluate(
                 "cluster_verdicts": [[CORRECT, INCORRECT]] * len(rows),
             }
         )
-    run.write_table(table, place, split, "eval.parquet")
+    run.write_table(table, directory, split, "eval.parquet")
     summary = jsonable(summarise(table, config.evaluation.confidence, sampled))
-    run.write_json(summary, place, split, "metrics.json")
-    Artifact(run, f"{place}/{split}").complete(seconds=3.0, **summary)
-    run.append_metrics(step="evaluate", parts=[f"{place}/{split}"], seconds=3.0)
+    run.write_json(summary, directory, split, "metrics.json")
+    Artifact(run, f"{directory}/{split}").complete(seconds=3.0, **summary)
+    run.append_metrics(step="evaluate", parts=[f"{directory}/{split}"], seconds=3.0)
 
 
-def _training(run: RunDirectory, place: str, loss: str, draw: np.random.Generator) -> None:
+def _training(run: RunDirectory, directory: str, loss: str, draw: np.random.Generator) -> None:
     steps = np.arange(1, 61)
     rows = [
         {"step": int(s), "loss": float(1.1 * np.exp(-s / 25) + 0.3 + draw.normal(0, 0.03)), "epoch": float(s / 20)}
@@ -259,6 +259,6 @@ def _training(run: RunDirectory, place: str, loss: str, draw: np.random.Generato
         | ({"rewards/margins": float(0.02 * s)} if loss != "sft" else {})
         for s in steps
     ]
-    run.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(), place, "training", "log.jsonl")
-    Artifact(run, f"{place}/training").complete(tokens=41_000, seconds=8.0)
-    run.append_metrics(step="train", parts=[f"{place}/training"], seconds=8.0)
+    run.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(), directory, "training", "log.jsonl")
+    Artifact(run, f"{directory}/training").complete(tokens=41_000, seconds=8.0)
+    run.append_metrics(step="train", parts=[f"{directory}/training"], seconds=8.0)
