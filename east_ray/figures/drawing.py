@@ -48,23 +48,17 @@ STYLE: Any = {
     "text.parse_math": False,  # arm names may hold dollar signs
     "text.color": INK,
     "axes.facecolor": "none",
-    "axes.edgecolor": COLORS[NEUTRAL],
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.labelcolor": COLORS[NEUTRAL],
-    "axes.titlecolor": COLORS[NEUTRAL],
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "grid.color": LINE,
-    "xtick.color": COLORS[NEUTRAL],
-    "ytick.color": COLORS[NEUTRAL],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
     "legend.frameon": False,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **{f"axes.{part}color": COLORS[NEUTRAL] for part in ("edge", "label", "title")},
+    **{f"{axis}.color": COLORS[NEUTRAL] for axis in ("xtick", "ytick")},
+    **{f"{axis}.major.size": 0 for axis in ("xtick", "ytick")},
 }
 
 
@@ -205,10 +199,8 @@ def forest(
         axes.set_yticks(range(len(estimates)), ["" if width == NARROW else row.label for row in estimates], color=INK)
         axes.set_ylim(len(estimates) - 0.4, -0.6)
 
-    rows = [{"label": e.label, "value": e.value, "low": e.low, "high": e.high} for e in estimates]
-    return Figure(
-        name, title, caption, rows, draw, lambda width: 60 + (46 if width == NARROW else 34) * len(rows), True
-    )
+    rows = [{"label": row.label, "value": row.value, "low": row.low, "high": row.high} for row in estimates]
+    return Figure(name, title, caption, rows, draw, lambda px: 60 + (46 if px == NARROW else 34) * len(rows), True)
 
 
 def flow(
@@ -234,17 +226,8 @@ def flow(
             x0, x1 = column * step + bar, (column + 1) * step
             middle = (x0 + x1) / 2
             y0, y1, to0, to1 = (top + y for y in ys)
-            points = [
-                (x0, y0),
-                (middle, y0),
-                (middle, to0),
-                (x1, to0),
-                (x1, to1),
-                (middle, to1),
-                (middle, y1),
-                (x0, y1),
-                (x0, y0),
-            ]
+            xs = (x0, middle, middle, x1, x1, middle, middle, x0, x0)
+            points = list(zip(xs, (y0, y0, to0, to0, to1, to1, y1, y1, y0), strict=True))
             codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
             color = COLORS[columns[column + 1][target][2]]
             axes.add_patch(PathPatch(Path(points, codes), facecolor=color, alpha=0.26, linewidth=0))
