@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "weighting": {"config", "runs"},
     "examples": {"config", "runs"},
     "training": {"config", "runs", "models", "console"},
-    "evaluation": {"config", "runs", "answers", "rollouts", "formatting"},
+    "evaluation": {"config", "runs", "rollouts", "formatting"},
     "figures": {"formatting"},
     "analysis": {"config", "runs", "answers", "questions", "weighting", "evaluation", "figures"},
     "arms": {"config", "runs", "weighting"},

@@ -28,20 +28,6 @@ def compare(reference: str, answer: str) -> tuple[bool, str | None]:
     return _verify(reference, answer), _key(answer)
 
 
-def both_ways(left: str, right: str) -> tuple[bool, bool]:
-    """math-verify's verdict with the left as reference, and with the right."""
-    return _verify(left, right), _verify(right, left)
-
-
-def plain_equal(reference: str, completion: str) -> bool:
-    """math-verify with its defaults, on a reference and a whole completion, for comparison only.
-
-    Its defaults pass runs of digits and operators, and nothing else, to `parse_expr`.
-    """
-    gold = math_verify.parse(f"${reference}$", parsing_timeout=0)
-    return math_verify.verify(gold, math_verify.parse(completion, parsing_timeout=0), timeout_seconds=None)
-
-
 def _verify(reference: str, answer: str) -> bool:
     parsed = _parse(reference), _parse(answer)
     try:

@@ -222,5 +222,4 @@ class EvaluationConfig(Section):
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="Longest completion, tokens; sampling.max_new_tokens if unset."
     )
-    compare_math_verify: bool = Field(default=False, description="Also report the verdicts of plain math-verify.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every interval.")

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from east_ray.answers.sandbox import Sandbox
 from east_ray.config.sections import EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig
 from east_ray.evaluation.statistics import maj_at_k, pass_at_k, wilson_interval
-from east_ray.records import CORRECT, ERROR, INCORRECT, UserError
+from east_ray.records import CORRECT, ERROR, UserError
 from east_ray.rollouts.run import RolloutJob, run_rollouts
 from east_ray.runs.directory import RunDirectory, jsonable
 
@@ -36,7 +35,6 @@ EVALUATIONS = pa.schema(
         pa.field("truncated", pa.bool_(), nullable=False),
         pa.field("level", pa.string()),
         pa.field("subject", pa.string()),
-        pa.field("math_verify", pa.string()),  # plain math-verify's verdict; null where it was not asked
     ]
 )
 GREEDY_SHARD = 128  # questions: with one completion each, an engine's batch needs more of them than when sampling
@@ -68,8 +66,6 @@ class EvaluationSummary:
     by_subject: dict[str, Accuracy]
     pass_at_k: dict[str, float]
     maj_at_k: dict[str, float]
-    math_verify_accuracy: float | None
-    math_verify_disagreements: int | None
 
 
 def evaluate(
@@ -115,8 +111,6 @@ def evaluate(
     summaries = {}
     for name, (_, output) in targets.items():
         table = collect(run, questions, output)
-        if evaluation.compare_math_verify:
-            table = _with_math_verify(run, table, questions, output, grading)
         grades = run.read_table(output, "sampled/grades", columns=SAMPLED) if evaluation.num_samples else None
         summaries[name] = summarise(table, evaluation.confidence, grades)
         run.write_table(table, output, "eval.parquet")
@@ -166,8 +160,7 @@ def collect(run: RunDirectory, questions: str, output: str) -> pa.Table:
 def summarise(table: pa.Table, confidence: float, sampled: pa.Table | None = None) -> EvaluationSummary:
     """The figures of metrics.json from EVALUATIONS rows, and from the GRADES of sampled completions if there are any."""
     correct = np.asarray(table["correct"])
-    columns = {name: table[name].to_pylist() for name in ("verdict", "answer", "level", "subject", "math_verify")}
-    asked = [(v == CORRECT, bool(c)) for v, c in zip(columns["math_verify"], correct, strict=True) if v is not None]
+    columns = {name: table[name].to_pylist() for name in ("verdict", "answer", "level", "subject")}
     pass_at, maj_at = _at_k(sampled) if sampled is not None else ({}, {})
     return EvaluationSummary(
         overall=accuracy_of(correct, confidence),
@@ -183,8 +176,6 @@ def summarise(table: pa.Table, confidence: float, sampled: pa.Table | None = Non
         by_subject=_by_group(columns["subject"], correct, confidence),
         pass_at_k=pass_at,
         maj_at_k=maj_at,
-        math_verify_accuracy=sum(plain for plain, _ in asked) / len(asked) if asked else None,
-        math_verify_disagreements=sum(plain != ours for plain, ours in asked) if asked else None,
     )
 
 
@@ -227,28 +218,3 @@ def _votes(grades: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]
     sizes = tuple(grades["cluster_sizes"][i] for i in clusters)
     right = tuple(grades["cluster_verdicts"][i] == CORRECT for i in clusters)
     return sizes, right, grades["num_samples"] - sum(sizes)
-
-
-def _with_math_verify(
-    run: RunDirectory, table: pa.Table, questions: str, output: str, grading: GradingConfig
-) -> pa.Table:
-    """Add the verdicts of math-verify as it comes, on the whole completion; one shard of completions in memory at a time."""
-    names = run.read_table(questions, columns=["question_id", "reference"]).to_pydict()
-    references = dict(zip(names["question_id"], names["reference"], strict=True))
-    sandbox = Sandbox(
-        "east_ray.answers.math_verify_worker:plain_equal",
-        deadline_seconds=grading.deadline_seconds,
-        memory_gib=grading.memory_gib,
-    )
-    verdicts: dict[str, str] = {}
-    try:
-        for file in run.list(output, "samples", suffix=".parquet"):
-            shard = run.read_table(output, "samples", file, columns=["question_id", "completions"]).to_pylist()
-            asked = [row for row in shard if row["completions"]]
-            found = sandbox.run([(references[row["question_id"]], row["completions"][0]) for row in asked])
-            for row, equal in zip(asked, found, strict=True):
-                verdicts[row["question_id"]] = ERROR if equal is None else CORRECT if equal else INCORRECT
-    finally:
-        sandbox.close()
-    column = pa.array([verdicts.get(question_id) for question_id in table["question_id"].to_pylist()], pa.string())
-    return table.set_column(table.schema.get_field_index("math_verify"), "math_verify", column)

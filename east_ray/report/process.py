@@ -126,19 +126,6 @@ def details(f: ReportData) -> Chapter | None:
         return None
     tables = [greedy_table(metrics)]
     tables += [table for title in ("level", "subject") if (table := group_table(metrics, title))]
-    graded_twice = tuple(
-        (
-            name,
-            percent(m["overall"]["accuracy"]),
-            percent(m["math_verify_accuracy"]),
-            f"{m['math_verify_disagreements']:,.4g}",
-        )
-        for name, m in metrics.items()
-        if m["math_verify_accuracy"] is not None
-    )
-    if graded_twice:
-        columns = ("two graders", "ours", "plain math-verify", "questions judged differently")
-        tables.append(Table(columns, graded_twice))
     figures = []
     if sampled := {name: m for name, m in metrics.items() if m["pass_at_k"]}:
         ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))

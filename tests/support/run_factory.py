@@ -228,7 +228,7 @@ def _evaluate(
         rows.append(
             {key: q[key] for key in ("question_id", "level", "subject")}
             | {"correct": right, "verdict": CORRECT if right else INCORRECT, "answer": q["reference"] if right else "0"}
-            | {"tokens": int(draw.integers(12, 60)), "truncated": False, "math_verify": None}
+            | {"tokens": int(draw.integers(12, 60)), "truncated": False}
         )
     table = pa.Table.from_pylist(rows, schema=EVALUATIONS)
     sampled = None
