@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.records import UserError
@@ -54,7 +54,6 @@ def run_rollouts(
     seed: int,
     round_index: int,
     title: str = "sample",
-    resume: Literal["auto", "never", "require"] = "auto",
     open_engine: OpenEngine = open_engine,
 ) -> list[RolloutSummary]:
     """Sample and grade every job's questions, one summary per job, in order; finished shards are kept.
@@ -67,7 +66,6 @@ def run_rollouts(
         raise UserError(
             f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
         )
-    _prepare(run, jobs, resume)
     plan = RolloutSpec(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
     most = sampling.num_samples
     for level in adaptive.levels(sampling.adaptive.min_samples, most)[:-1] if sampling.adaptive else ():
@@ -171,18 +169,6 @@ def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: 
         unanswered=total["unanswered"],
         digest=fingerprint([footer["digest"] for footer in sampled]),  # type: ignore[index]
     )
-
-
-def _prepare(run: RunDirectory, jobs: Sequence[RolloutJob], resume: str) -> None:
-    """Delete earlier shards (never), insist on them (require), or leave them to be reused (auto)."""
-    if resume == "never":
-        for job in jobs:
-            run.delete(job.samples)
-            run.delete(job.grades)
-    elif resume == "require" and not any(run.list(job.samples, suffix=".parquet") for job in jobs):
-        raise UserError(
-            f"resume = require, but {run.uri_of(jobs[0].samples)} holds no shards; use --resume auto to start"
-        )
 
 
 def _present(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any]]:

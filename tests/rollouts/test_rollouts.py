@@ -142,18 +142,6 @@ def test_topping_up_samples_only_what_is_missing_and_ends_like_one_run(tmp_path:
     assert (few.samples, more.samples) == (30, 80)
 
 
-@pytest.mark.slow
-def test_resume_never_samples_anew_and_require_insists_on_shards(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    with pytest.raises(UserError, match="resume = require"):
-        roll_out(run, resume="require")
-    roll_out(run)
-    roll_out(run, resume="never", told={"directory": str(tmp_path)})
-    assert len(sampled(tmp_path)) == 10
-    (summary,) = roll_out(run, resume="require")
-    assert summary.reused_shards == 5
-
-
 def test_several_models_share_one_engine(tmp_path: Path) -> None:
     run, alone = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     jobs = [RolloutJob(f"model-{m}", JOB.questions, f"{m}/samples", f"{m}/grades") for m in "abc"]

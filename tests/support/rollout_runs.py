@@ -45,7 +45,7 @@ def roll_out(
 ) -> list[RolloutSummary]:
     """`run_rollouts` with small settings; `told` is what the engine without a model is told to do."""
     told = settings.pop("told", {})
-    keywords = {name: settings.pop(name) for name in ("resume", "seed") if name in settings}
+    keywords = {name: settings.pop(name) for name in ("seed",) if name in settings}
     sampling = SamplingConfig(
         **{"num_samples": 4, "questions_per_shard": 2, "max_failed_share": 0.3, "cpus_per_engine": 0.5} | settings,
         engine_args=told,
