@@ -217,7 +217,3 @@ def _existing_run(uri: str) -> RunDirectory:
             f"{uri} is no run directory (it has no config.json); `east-ray run CONFIG` makes one at its run.dir"
         )
     return run
-
-
-if __name__ == "__main__":
-    sys.exit(main())

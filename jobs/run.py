@@ -1,4 +1,7 @@
-"""`east-ray run` for `ray job submit`: the whole loop. Arguments: CONFIG [--set section.key=value ...]."""
+"""`east-ray run` for `ray job submit`. Arguments: CONFIG [--set section.key=value ...].
+
+Any other command: `ray job submit ... -- python -m east_ray weigh CONFIG`.
+"""
 
 import sys
 

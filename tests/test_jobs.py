@@ -1,9 +1,8 @@
-"""The entry points in jobs/: each is its command, and a submitted job on a real Ray head runs to its end."""
+"""The entry points of a job, and jobs submitted to a real Ray head that run to their end."""
 
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,27 +14,13 @@ import yaml
 from tests.support.ray_processes import BIN, ROOT, Head, ray_head
 from tests.support.small_run import ARM, artefacts, is_whole, write_config
 
-ENTRY_POINTS = ("run", "sample", "verify", "weigh", "select_", "train", "evaluate", "sweep", "reproduce")
 
-
-def test_there_is_an_entry_point_for_every_command_that_works_on_a_cluster() -> None:
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(ENTRY_POINTS)
-
-
-def test_no_entry_point_hides_a_module_of_the_standard_library() -> None:
-    """A script's directory comes first on its path: jobs/select.py broke every job, deep inside asyncio."""
-    assert not set(ENTRY_POINTS) & sys.stdlib_module_names
-
-
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_an_entry_point_is_the_command_of_its_name(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", "--help"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: east-ray {name.rstrip('_')} ")
+@pytest.mark.parametrize("command", ["jobs/run.py", "-m east_ray run"])
+def test_the_entry_points_of_a_job_are_the_command(command: str) -> None:
+    help_text = subprocess.run(
+        [sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert help_text.startswith("usage: east-ray run ")
 
 
 def test_the_runtime_environment_installs_nothing_and_holds_no_secret() -> None:
@@ -72,8 +57,8 @@ def test_a_submitted_run_is_followed_to_its_end_and_leaves_its_results(head: Hea
     output = job.stdout + job.stderr
     assert job.returncode == 0, output
     assert "succeeded" in output
-    for stage in ("sample", "weigh", "select", "train", "evaluate"):
-        assert stage in output
+    for step in ("sample", "weigh", "select", "train", "evaluate"):
+        assert step in output
     run = config.parent / "run"
     assert is_whole(artefacts(str(run)))
     assert json.loads((run / ARM / "evaluation" / "metrics.json").read_text())
@@ -90,8 +75,8 @@ def test_the_same_job_again_has_nothing_to_do(head: Head, config: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_stage_submitted_alone_refuses_another_setting_with_one_clear_message(head: Head, config: Path) -> None:
-    job = submit(head, "python", "jobs/weigh.py", str(config), "--set", "selection.keep=solved")
+def test_one_step_submitted_alone_refuses_another_setting_with_one_clear_message(head: Head, config: Path) -> None:
+    job = submit(head, "python", "-m", "east_ray", "weigh", str(config), "--set", "selection.keep=solved")
     output = job.stdout + job.stderr
     assert job.returncode != 0
     assert "was made with selection.keep = 'mixed', now it is 'solved'" in output

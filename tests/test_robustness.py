@@ -341,7 +341,7 @@ def test_a_limit_on_file_sizes_is_said_and_no_half_file_stays(config: Path, tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, 8 << 10))
 
     done = subprocess.run(
-        [sys.executable, "-m", "east_ray.cli", "questions", str(config)],
+        [sys.executable, "-m", "east_ray", "questions", str(config)],
         env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},  # it writes files
         preexec_fn=limit,
         capture_output=True,

@@ -44,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": {"config", "runs", "arms", "steps"},
     "launch": {"config", "runs", "console", "training", "evaluation", "report", "steps", "pipeline"},
     "cli": {"config", "runs", "console", "arms", "analysis", "examples", "report", "preflight", "training", "launch"},
+    "__main__": {"cli"},
     "tiny": set(),
 }
 # The only files that may import a library at all, even inside a function.

@@ -128,7 +128,7 @@ def test_stopping_a_long_training_ends_the_command_and_all_it_started(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "run.log"
     settings = ("training.epochs=1000", "sampling.num_samples=4", "questions.train_limit=64")
-    command = [sys.executable, "-m", "east_ray.cli", "run", str(write_config(tmp_path / "config.toml", str(run)))]
+    command = [sys.executable, "-m", "east_ray", "run", str(write_config(tmp_path / "config.toml", str(run)))]
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, *(word for setting in settings for word in ("--set", setting))],
