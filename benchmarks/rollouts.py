@@ -133,15 +133,16 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     """The sampling pool of `run_rollouts` without the graders behind it."""
     import ray
 
-    from east_ray.rollouts.actors import Plan
-    from east_ray.rollouts.pools import engine_pool, quiet_ray_data, shard_row
+    from east_ray.console import quiet_ray_data
+    from east_ray.rollouts.actors import RolloutSpec
+    from east_ray.rollouts.pools import engine_pool, shard_row
     from east_ray.rollouts.progress import Tally
     from east_ray.rollouts.shards import Shard, count_questions, count_shards
     from east_ray.runs.cluster import on_driver_node
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
-    plan = Plan(run, [JOB], model, sampling, seed, round_index, "", open_timed)
+    plan = RolloutSpec(run, [JOB], model, sampling, seed, round_index, "", open_timed)
     with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)
         dataset = engine_pool(dataset, count, plan, on_driver_node(Tally))

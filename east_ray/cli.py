@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from east_ray.config.load import Config, load
+from east_ray.console import TRAINING_THREAD, set_up_logging
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
-from east_ray.training.job import TRAINING_THREAD
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ DISK = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can mend it, 130 or 143 stopped."""
-    from east_ray.console import set_up_logging
-
     arguments = _parser().parse_args(argv)
     set_up_logging(arguments.verbose)
     try:

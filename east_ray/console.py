@@ -1,4 +1,6 @@
-"""What a person sees while a run works: one live line per stage on a terminal, one plain line now and then in a job log."""
+"""What a person sees during a run: one live line per step on a terminal, a plain line now and then in a job's log, and
+nothing of the libraries' own.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,22 @@ logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 LOG_EVERY_SECONDS = 15.0
+TRAINING_THREAD = "east-ray training"  # name of the driver's threads that are inside Ray Train's fit()
+
+# What keeps libraries quiet; what the user has set stays.
+QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 def set_up_logging(verbose: bool = False) -> None:
-    """Our own lines at INFO (DEBUG when verbose); libraries only speak from WARNING (ERROR for the chatty ones) on."""
+    """Our own lines from INFO (DEBUG when verbose); the libraries are silenced unless verbose."""
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(
@@ -42,30 +56,51 @@ def set_up_logging(verbose: bool = False) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("east_ray").setLevel(logging.DEBUG if verbose else logging.INFO)
-    if verbose:
-        return
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its logger's level when it is imported, later
+    if not verbose:
+        silence_libraries()
+
+
+def silence_libraries() -> None:
+    """Let libraries speak from WARNING on, the chatty ones from ERROR, in this process and in those Ray starts from it."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     for name in ("ray", "ray.data", "ray.train", "vllm", "deepspeed", "transformers", "torch", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 
-class Progress:
-    """How far one stage is. `update` may be called as often as is handy."""
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Let datasets made within show no bars or messages of Ray Data's own: we have a live line, and it has a log file."""
+    import ray.data  # makes the handlers, which print about every dataset where there is no terminal
 
-    def __init__(self, stage: str, total: int, unit: str, bars: Bars | None) -> None:
-        self.stage, self.total, self.unit = stage, total, unit
+    for handler in logging.getLogger(ray.data.__name__).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # one shard of long completions may take hours
+    with ray.data.DataContext.current(context):
+        yield
+
+
+class Progress:
+    """How far one step is. `update` may be called as often as is handy."""
+
+    def __init__(self, step: str, total: int, unit: str, bars: Bars | None) -> None:
+        self.step, self.total, self.unit = step, total, unit
         self._bars = bars
-        self._task = bars.add_task(stage, total=total, note="") if bars else None
+        self._task = bars.add_task(step, total=total, note="") if bars else None
         self._logged, self._line = time.monotonic(), ""
 
     def update(self, completed: int, **fields: Any) -> None:
-        """Set the count of finished units; `fields` are shown beside it, in order, as `name value`."""
+        """Set the count of finished units; `fields` are shown after it, in order, as `name value`."""
         note = "  ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in fields.items())
         if self._bars and self._task is not None:
             self._bars.update(self._task, completed=completed, note=note)
             return
-        self._line = f"{self.stage}: {completed}/{self.total} {self.unit}  {note}"
+        self._line = f"{self.step}: {completed}/{self.total} {self.unit}  {note}"
         if time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
             self.log()
 
@@ -77,10 +112,10 @@ class Progress:
 
 
 @contextmanager
-def progress(stage: str, total: int, unit: str = "questions") -> Iterator[Progress]:
-    """Show the progress of one stage: a live bar on a terminal, otherwise a line at most every 15 seconds and the last."""
+def progress(step: str, total: int, unit: str = "questions") -> Iterator[Progress]:
+    """Show the progress of one step: a live bar on a terminal, otherwise a line at most every 15 seconds and the last."""
     if not sys.stderr.isatty():
-        shown = Progress(stage, total, unit, None)
+        shown = Progress(step, total, unit, None)
         try:
             yield shown
         finally:
@@ -98,7 +133,7 @@ def progress(stage: str, total: int, unit: str = "questions") -> Iterator[Progre
         expand=True,  # the note takes what is left of the line, and is cut before the figures to its left are
     )
     with bars:
-        yield Progress(stage, total, unit, bars)
+        yield Progress(step, total, unit, bars)
 
 
 def _short(value: Any) -> str:

@@ -9,13 +9,17 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from east_ray.console import QUIET
+from east_ray.runs.cluster import ENVIRONMENT
+
 # Nothing is timed in a test: on a busy machine the first example of a property may take seconds.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name, value in (QUIET | ENVIRONMENT).items():
+    os.environ.setdefault(name, value)
 
 ROOT = Path(__file__).resolve().parent.parent
 

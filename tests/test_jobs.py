@@ -42,10 +42,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(path / "job.toml", str(path / "run"))
 
 
-def submit(head: Head, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    head: Head, *entrypoint: str, runtime_env: str = "jobs/runtime-env.yaml", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`ray job submit`, followed to the job's end; its exit code is the job's."""
     command = [BIN / "ray", "job", "submit", "--address", head.dashboard]
-    command += ["--runtime-env", "jobs/runtime-env.yaml", "--working-dir", ".", "--", *entrypoint]
+    command += ["--runtime-env", runtime_env, "--working-dir", ".", "--", *entrypoint]
     return subprocess.run(
         command, cwd=ROOT, env=head.environment | environment, capture_output=True, text=True, check=False
     )
@@ -98,3 +100,17 @@ def test_a_submission_without_the_token_is_refused(head: Head, tmp_path: Path) -
     assert job.returncode != 0
     assert "ran" not in job.stdout.splitlines()
     assert "authentication" in (job.stdout + job.stderr).lower()
+
+
+@pytest.mark.slow
+def test_a_variable_of_the_jobs_runtime_environment_wins_over_ours(head: Head, tmp_path: Path) -> None:
+    """Ray refuses a job whose driver gives one of its variables again, even with the same value."""
+    environment = yaml.safe_load((ROOT / "jobs" / "runtime-env.yaml").read_text())
+    environment["env_vars"]["VLLM_LOGGING_LEVEL"] = "DEBUG"
+    (tmp_path / "debug.yaml").write_text(yaml.safe_dump(environment))
+    code = (
+        "import os, ray; from east_ray.runs.cluster import start_ray; start_ray();"
+        "level = ray.remote(lambda: os.environ['VLLM_LOGGING_LEVEL']); print('level', ray.get(level.remote()))"
+    )
+    job = submit(head, "python", "-c", code, runtime_env=str(tmp_path / "debug.yaml"))
+    assert "level DEBUG" in job.stdout.splitlines(), job.stdout + job.stderr

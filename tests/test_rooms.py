@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "formatting": set(),
     "console": set(),
     "config": set(),
-    "runs": {"config"},
+    "runs": {"config", "console"},
     "answers": {"config"},
     "models": {"config", "runs"},
     "questions": {"config", "runs", "models", "answers"},
@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "steps": {"config", "runs", "arms", "questions", "rollouts", "weighting", "examples", "training", "evaluation"},
     "pipeline": {"config", "runs", "arms", "steps"},
     "launch": {"config", "runs", "console", "training", "evaluation", "report", "steps", "pipeline"},
-    "cli": {"config", "runs", "console", "arms", "analysis", "examples", "report", "preflight", "training", "launch"},
+    "cli": {"config", "runs", "console", "arms", "analysis", "examples", "report", "preflight", "launch"},
     "__main__": {"cli"},
     "tiny": set(),
 }

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from east_ray.config.sections import GradingConfig, SamplingConfig
+from east_ray.console import quiet_ray_data
 from east_ray.records import UserError
 from east_ray.rollouts.actors import GradingWorker, RolloutJob, RolloutSpec, Sampler
 from east_ray.rollouts.progress import live_line
 from east_ray.rollouts.shards import Shard
 from east_ray.runs.directory import RunDirectory
-from east_ray.runs.shard_tasks import silence_ray_data
 
 if TYPE_CHECKING:
     import ray.data
@@ -120,20 +120,6 @@ def grader_pool(
         num_cpus=each,
         label_selector=grading.labels or None,
     )
-
-
-@contextmanager
-def quiet_ray_data() -> Iterator[None]:
-    """Ray Data without bars and messages of its own: we have a live line, and it has a log file."""
-    import ray.data
-
-    silence_ray_data()
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # one shard of long completions may take hours
-    with ray.data.DataContext.current(context):
-        yield
 
 
 def _check_room(sampling: SamplingConfig) -> None:

@@ -41,8 +41,6 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima vLLM accepts
 
 def open_engine(settings: EngineSettings) -> Engine:
     """Start vLLM. Whatever it raises when it cannot comes through; `explain_failure` puts it into words."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if settings.sampling.gpus_per_engine > 0:
         return AsyncEngine(settings)
     # In-process: starts four times faster than with an engine process, and nothing is gained by one on the CPU.

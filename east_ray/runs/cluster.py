@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -9,25 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-QUIET = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
+from east_ray.console import QUIET
+
+# What every process needs; what the user has set stays.
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # otherwise TRL reports every training to its makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a thread still training when Ctrl-C has ended Ray starts another one
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise every line of a worker appears twice
     "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
 }
 
 
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a quiet local Ray."""
-    # A local Ray inherits this process's environment; nodes of a cluster need to be told. No token travels this way: it
-    # would be shown on the dashboard, so nodes get theirs from their own environment.
-    os.environ.update(QUIET)
-    # Read when ray is imported. Else a thread that is still training when Ctrl-C has ended Ray would start another one.
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    for name, value in ENVIRONMENT.items():  # before ray is imported, which reads some of them
+        os.environ.setdefault(name, value)
     import ray
     from ray._private import worker
 
@@ -38,9 +37,19 @@ def start_ray() -> None:
     worker._worker_logs_enabled = False
     with _quiet_stderr():
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(runtime_env={"env_vars": QUIET}, **common)
+            ray.init(runtime_env={"env_vars": _environment_of_nodes()}, **common)
         else:
             ray.init(address="local", include_dashboard=False, **common)
+
+
+def _environment_of_nodes() -> dict[str, str]:
+    """The variables above as they are in this process, for a cluster's nodes, which do not inherit its environment.
+
+    A variable in the job's own runtime environment reaches them already; Ray refuses a second value for it. No token
+    travels this way: the dashboard would show it, so nodes get theirs from their own environment.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    return {name: os.environ[name] for name in (*ENVIRONMENT, *QUIET) if name in os.environ and name not in job}
 
 
 @contextmanager

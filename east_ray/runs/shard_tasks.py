@@ -5,7 +5,6 @@ Only shard names travel to the tasks; they read their files themselves, one at a
 
 from __future__ import annotations
 
-import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from east_ray.console import quiet_ray_data
 
 MAX_TASKS = 256
 IN_PROCESS = 32  # as many shards are added up in less than the 5 to 10 s that Ray's worker processes take to start
@@ -61,22 +62,11 @@ def map_shards(of_shard: Callable[[str], pa.Table], shards: Sequence[str]) -> It
 
 
 def _map_rows(of_row: Callable[[pa.Table], pa.Table], rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
-    """`of_row` of every row, in order. Ray Data's bars and messages are switched off: ours say what a user needs."""
+    """`of_row` of every row, in order."""
     import ray.data
 
-    silence_ray_data()
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_TASKS))
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
+    with quiet_ray_data():
+        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_TASKS))
     dataset = dataset.map_batches(of_row, batch_size=1, batch_format="pyarrow")
     dataset.context.execution_options.preserve_order = True
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def silence_ray_data() -> None:
-    """Keep Ray Data's lines about every dataset, which it prints where there is no terminal, to its own log file."""
-    import ray.data  # makes the handlers
-
-    for handler in logging.getLogger(ray.data.__name__).handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)

@@ -26,7 +26,7 @@ from east_ray.runs import storage
 from east_ray.runs.cluster import on_driver_node
 from east_ray.runs.directory import RunDirectory
 from east_ray.training.batches import plan_training
-from east_ray.training.job import TRAINING_THREAD, StatusActor, TrainingJob, TrainingStatus
+from east_ray.training.job import StatusActor, TrainingJob, TrainingStatus
 from east_ray.training.model_card import FACTS, write_model_card
 from east_ray.training.tokens import PreparedExamples, prepare_examples
 
@@ -222,7 +222,7 @@ def _warn_of_waiting(job: TrainingJob, title: str) -> None:
 
 class _FitThread(threading.Thread):
     def __init__(self, trainer: Any) -> None:
-        super().__init__(name=TRAINING_THREAD, daemon=True)
+        super().__init__(name=console.TRAINING_THREAD, daemon=True)
         self.trainer, self.error = trainer, None
 
     def run(self) -> None:
@@ -233,7 +233,6 @@ class _FitThread(threading.Thread):
 
 
 def _trainer(job: TrainingJob) -> Any:
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker appears twice
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_EVERY_SECONDS))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 is less than a node takes to boot
@@ -258,7 +257,7 @@ def _trainer(job: TrainingJob) -> Any:
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": _worker_environment(training.use_gpu)},
+            worker_runtime_env={"env_vars": {} if training.use_gpu else {"DS_ACCELERATOR": "cpu"}},
         ),
     )
 
@@ -267,18 +266,6 @@ def _run_worker(config: dict[str, Any]) -> None:
     from east_ray.training.worker import train_worker  # trl and deepspeed, which the driver never needs
 
     train_worker(config["job"])
-
-
-def _worker_environment(use_gpu: bool) -> dict[str, str]:
-    quiet = {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",  # else TRL reports every training to its makers
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
-    return quiet if use_gpu else {**quiet, "DS_ACCELERATOR": "cpu"}
 
 
 def _write_log(run: RunDirectory, path: str, status: TrainingStatus) -> None:

@@ -16,8 +16,6 @@ from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.training.batches import TrainingPlan
 
-TRAINING_THREAD = "east-ray training"  # name of the driver's threads that are inside Ray Train's fit()
-
 
 def check_trackers(report_to: Sequence[str]) -> None:
     """UserError when a tracker that the config names is not installed; called before anything is spent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from east_ray.examples.export import export_dataset
 from east_ray.examples.select import SelectionSummary, select
 from east_ray.records import EXAMPLES, QUESTIONS, UserError
 from east_ray.runs.directory import RunDirectory, jsonable
-from east_ray.runs.shard_tasks import silence_ray_data
 from east_ray.weighting.mappings import WeightMapping
 from east_ray.weighting.weigh import weigh
 from tests.support.graded import grades_row, samples_row, write_shards
@@ -231,10 +229,3 @@ def test_an_export_never_overwrites_and_says_what_is_missing(run: RunDirectory, 
     (tmp_path / "dataset" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not empty"):
         export_dataset(run, "round-00", str(tmp_path / "dataset"))
-
-
-def test_ray_data_keeps_its_own_messages_to_its_log_file() -> None:
-    silence_ray_data()
-    console = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
-    assert console
-    assert all(handler.level >= logging.CRITICAL for handler in console)
