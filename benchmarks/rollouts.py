@@ -43,12 +43,13 @@ def sampling_config(arguments: argparse.Namespace, **settings: Any) -> SamplingC
 
 def prepare(directory: str, count: int) -> RunDirectory:
     from east_ray.models import load_tokenizer
-    from east_ray.questions.questions import load_questions, render
+    from east_ray.questions.prompts import Prompts
+    from east_ray.questions.questions import load_questions
 
     run = RunDirectory(directory)
-    questions = load_questions(str(ROOT / "east_ray" / "tiny" / "train.jsonl"), QuestionsConfig(train="-"), count)
-    tokenizer = load_tokenizer(ModelConfig(path=MODEL))
-    run.write_table(render(questions, tokenizer, QuestionsConfig(train="-").system_prompt), JOB.questions)
+    settings = QuestionsConfig(train=str(ROOT / "east_ray" / "tiny" / "train.jsonl"))
+    questions = load_questions(settings.train, settings, count)
+    run.write_table(Prompts(load_tokenizer(ModelConfig(path=MODEL)), settings).render(questions), JOB.questions)
     return run
 
 

@@ -36,8 +36,7 @@ def questions(run: RunDirectory, config: Config) -> Step:
     artifact = Artifact(
         run,
         "questions",
-        settings=config.questions.model_dump()
-        | {"seed": config.run.seed if config.questions.validation_share else None},
+        settings=config.questions.identity() | {"seed": config.run.seed if config.questions.validation_share else None},
         inputs={name: fingerprint_source(source) for name, source in sources.items()}
         | {"model": fingerprint_source(config.model.path, config.model.revision)},
         work=work,

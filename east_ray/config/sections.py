@@ -21,9 +21,17 @@ class Section(BaseModel):
     # Settings that do not shape the artifacts: they may change between two commands on one run.
     operational: ClassVar[frozenset[str]] = frozenset()
 
+    # Settings that finished runs do not know: left out of their fingerprints while they have their default.
+    added: ClassVar[frozenset[str]] = frozenset()
+
     def identity(self) -> dict[str, Any]:
         """The settings that shape a step's artifact; its manifest records exactly these."""
-        return self.model_dump(mode="json", exclude=set(self.operational))
+        unset = {
+            name
+            for name in self.added
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True)
+        }
+        return self.model_dump(mode="json", exclude={*self.operational, *unset})
 
 
 class ModelConfig(Section):
@@ -70,8 +78,25 @@ class QuestionsConfig(Section):
     )
     system_prompt: str | None = Field(
         default="Please reason step by step, and put your final answer within \\boxed{}.",
-        description="System message before every question (A).",
+        description="Instruction before every question (A); none if empty.",
     )
+    instruction_role: Literal["auto", "system", "user"] = Field(
+        default="auto",
+        description="Turn that holds the instruction; auto: the user's where the chat template has no system turn.",
+    )
+    chat_template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the chat template, e.g. enable_thinking = false."
+    )
+
+    added: ClassVar[frozenset[str]] = frozenset({"instruction_role", "chat_template_arguments"})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if taken := {"conversation", "tokenize", "add_generation_prompt", "return_dict"} & {
+            *self.chat_template_arguments
+        }:
+            raise ValueError(f"chat_template_arguments cannot hold {', '.join(sorted(taken))}: the run sets it")
+        return self
 
 
 class AdaptiveConfig(Section):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from east_ray.config.sections import Section
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 Loss = Literal["sft", "dpo", "kto"]
+
+
+def _as_names(value: Any) -> Any:
+    """`none` and `tensorboard,wandb`, as typed after --set, are lists too."""
+    return value.split(",") if isinstance(value, str) else value
 
 
 class SftConfig(Section):
@@ -85,7 +90,7 @@ class TrainingConfig(Section):
         default=3, ge=0, description="How often a worker group that died is restarted from its last checkpoint."
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Ray labels of the nodes that may run a worker.")
-    report_to: tuple[Tracker, ...] = Field(
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_names)] = Field(
         default=(),
         description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
     )

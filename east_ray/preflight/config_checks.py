@@ -16,11 +16,10 @@ from east_ray.models import check_hub_name, load_tokenizer
 from east_ray.preflight.estimate import estimate
 from east_ray.preflight.machine_checks import GIB, Finding, Gpu, fail, ok, warn
 from east_ray.preflight.model_size import DTYPE_BYTES, read_architecture
+from east_ray.questions.prompts import PROBE, Prompts
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.storage import is_local
-
-PROBE = "What is 2 + 2?"
 
 
 def check_devices(config: Config, gpus: Sequence[Gpu]) -> Iterator[Finding]:
@@ -139,34 +138,26 @@ def check_chat_template(config: Config, tokenizer: Any = None) -> Iterator[Findi
     name = "chat template"
     try:
         tokenizer = tokenizer or load_tokenizer(config.model)
+        prompts = Prompts(tokenizer, config.questions)
     except UserError as error:
         yield fail(name, str(error).split("; ")[0], str(error).split("; ")[-1])
         return
-    system, user = config.questions.system_prompt, [{"role": "user", "content": PROBE}]
-    messages = [{"role": "system", "content": system}, *user] if system else user
-    try:
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template raises whatever it likes
-        remedy = 'a template without system role needs questions.system_prompt = ""'
-        yield fail(name, f"does not render: {error}", remedy)
-        return
-    template, tokens = tokenizer.get_chat_template(), tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    trouble = list(_template_trouble(tokenizer, template, messages, prompt))
-    yield from trouble or [ok(name, f"renders {len(tokens)} tokens around a short question")]
+    prompt = prompts.text(PROBE)
+    turn = f", the instruction in a {prompts.role} turn" if prompts.role else ""
+    trouble = list(_template_trouble(config, prompts, tokenizer.get_chat_template()))
+    yield from trouble or [ok(name, f"renders {len(prompts.token_ids(prompt))} tokens around a short question{turn}")]
 
 
-def _template_trouble(tokenizer: Any, template: str, messages: list[dict[str, str]], prompt: str) -> Iterator[Finding]:
+def _template_trouble(config: Config, prompts: Prompts, template: str) -> Iterator[Finding]:
     name = "chat template"
-    if missing := [m["role"] for m in messages if m["content"] not in prompt]:
-        remedy = "repair chat_template.jinja beside the tokenizer"
-        yield fail(name, f"drops the {' and '.join(missing)} message", remedy)
-    if prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False):
+    if prompts.text(PROBE) == prompts.text(PROBE, add_generation_prompt=False):
         detail = "does not open the assistant's turn (add_generation_prompt changes nothing)"
         yield warn(name, detail, "check that the model answers rather than continues the question")
     if "strftime_now" in template or "date_string" in template:
         detail = "puts today's date into every prompt; a run keeps the prompts of its first day, other runs differ"
         remedy = "to compare runs over days, write a fixed date into a copy's chat_template.jinja"
         yield warn(name, detail, remedy)
-    if "<think>" in template or "enable_thinking" in template:
-        remedy = "raise sampling.max_new_tokens, or turn thinking off in a copy's chat_template.jinja"
+    thinks = "<think>" in template or "enable_thinking" in template
+    if thinks and "enable_thinking" not in config.questions.chat_template_arguments:
+        remedy = "raise sampling.max_new_tokens, or set questions.chat_template_arguments.enable_thinking=false"
         yield warn(name, "has thinking tags: completions may open with long thoughts", remedy)

@@ -28,7 +28,7 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     filesystem, path = _open(source)
     if not _is_file(filesystem, path):
         raise UserError(
-            f"no question file at {source}; questions come as .jsonl, .jsonl.gz, .parquet or hf://owner/name[/config]:split"
+            f"no question file at {source}; questions come as .jsonl, .jsonl.gz, .json, .parquet or hf://owner/name[/config]:split"
         )
     if path.endswith(".parquet"):
         try:
@@ -39,10 +39,12 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{source}, row {number}", row
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise UserError(f"{source} is not readable as Parquet: {error}; fetch or write it again") from None
-    elif path.endswith((".jsonl", ".jsonl.gz", ".json")):
+    elif path.endswith(".json"):
+        yield from _json_document(source, filesystem, path)
+    elif path.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(source, filesystem, path)
     else:
-        raise UserError(f"{source}: unknown file type; use .jsonl, .jsonl.gz or .parquet")
+        raise UserError(f"{source}: unknown file type; use .jsonl, .jsonl.gz, .json or .parquet")
 
 
 def _open(source: str) -> tuple[pafs.FileSystem, str]:
@@ -59,6 +61,21 @@ def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
         return filesystem.get_file_info(path).type == pafs.FileType.File
     except (pa.ArrowException, OSError, ValueError):  # a loop of links, a NUL byte in the name
         return False
+
+
+def _json_document(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """An array of objects, or one object over several lines; else the file holds JSON Lines under another name."""
+    with filesystem.open_input_file(path) as stream:
+        data = stream.read()
+    try:
+        document = _parse(data)
+    except (ValueError, RecursionError) as error:
+        if data.lstrip().startswith(b"["):
+            raise UserError(f"{source}: not a JSON array in UTF-8 ({error}); fetch or write it again") from None
+        yield from _json_lines(source, filesystem, path)
+        return
+    for number, row in enumerate(document if isinstance(document, list) else [document], start=1):
+        yield (where := f"{source}, row {number}"), _as_object(row, where)
 
 
 def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,13 +98,22 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     if len(line) == MAX_LINE_BYTES:
         raise UserError(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one JSON object per line")
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-        if b"\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is not text
+        row = _parse(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); fix or delete the line") from None
+    return _as_object(row, where)
+
+
+def _parse(data: bytes) -> Any:
+    value = json.loads(data.decode("utf-8-sig"))
+    if b"\\u" in data:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not text
+    return value
+
+
+def _as_object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}; fix or delete the line")
+        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}; fix or delete it")
     return row
 
 

@@ -39,6 +39,7 @@ def test_defaults_are_the_papers_values() -> None:
         ),
         ({"weighting": {"mapping": "linear", "range": 1, "clip": 3}}, ["clip does not go with"]),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, ["different names"]),
+        ({"questions": {"train": "q", "chat_template_arguments": {"tokenize": True}}}, ["cannot hold tokenize"]),
         ({"arms": [{"name": "a", "set": {"sampling.num_samples": 3}}]}, ["sampling.num_samples", "arms share samples"]),
     ],
 )
@@ -106,6 +107,23 @@ def test_operational_settings_are_no_part_of_identity() -> None:
     config = from_dict(MINIMAL, "here")
     assert "max_engines" not in config.sampling.identity()
     assert config.sampling.identity()["num_samples"] == 128
+
+
+def test_settings_that_finished_runs_do_not_know_count_only_once_they_are_set() -> None:
+    questions = from_dict(MINIMAL, "here").questions
+    assert not {"instruction_role", "chat_template_arguments"} & set(questions.identity())
+    assert {**questions.identity(), "instruction_role": "auto", "chat_template_arguments": {}} == questions.model_dump()
+    changed = questions.model_copy(update={"chat_template_arguments": {"enable_thinking": False}})
+    assert changed.identity()["chat_template_arguments"] == {"enable_thinking": False}
+
+
+def test_trackers_may_be_typed_as_words(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('[model]\npath = "m"\n[questions]\ntrain = "q"\n')
+    assert load(file, ["training.report_to=none"]).training.report_to == ("none",)
+    assert load(file, ["training.report_to=wandb,mlflow"]).training.report_to == ("wandb", "mlflow")
+    with pytest.raises(UserError, match=r"training\.report_to"):
+        load(file, ["training.report_to=wand"])
 
 
 def test_an_arm_changes_only_what_it_names() -> None:

@@ -432,11 +432,14 @@ def test_evaluating_two_models_with_one_engine_fills_their_directories(
 def tiny_test_questions(tiny_model: Path, tiny_questions: Path, count: int) -> pa.Table:
     from east_ray.config.sections import QuestionsConfig
     from east_ray.models import load_tokenizer
-    from east_ray.questions.questions import load_questions, render
+    from east_ray.questions.prompts import Prompts
+    from east_ray.questions.questions import load_questions
 
     source = str(tiny_questions / "test.jsonl")
     rows = load_questions(source, QuestionsConfig(train=source), count)
-    table = render(rows, load_tokenizer(ModelConfig(path=str(tiny_model))), system_prompt="")
+    table = Prompts(
+        load_tokenizer(ModelConfig(path=str(tiny_model))), QuestionsConfig(train="-", system_prompt="")
+    ).render(rows)
     assert table.schema.equals(QUESTIONS)
     assert table["prompt_hash"][0].as_py() == prompt_hash(table["prompt_token_ids"][0].as_py())
     return table

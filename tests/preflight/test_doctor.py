@@ -258,7 +258,7 @@ def test_a_local_model_needs_no_hub(tmp_path: Path, tiny_questions: Path) -> Non
         ("{{ strftime_now('%d %b %Y') }}" + TEMPLATE + OPENING, "warn", "today's date"),
         (TEMPLATE + OPENING + "{% if enable_thinking %}<think>{% endif %}", "warn", "thinking tags"),
         (TEMPLATE, "warn", "assistant's turn"),
-        (TEMPLATE.replace("in messages", "in messages[1:]") + OPENING, "fail", "drops the system message"),
+        (TEMPLATE.replace("in messages", "in messages[1:]") + OPENING, "fail", "drops the question"),
         ("{{ raise_exception('System role not supported') }}", "fail", "System role not supported"),
         ("", "fail", "no chat template"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from east_ray.config.sections import ModelConfig, QuestionsConfig
 from east_ray.models import load_tokenizer
-from east_ray.questions.questions import in_test_set, load_questions, prepare, render
+from east_ray.questions.prompts import Prompts
+from east_ray.questions.questions import in_test_set, load_questions, prepare
 from east_ray.records import UserError, prompt_hash
 from east_ray.runs.directory import RunDirectory
 
@@ -40,6 +42,65 @@ def test_gsm8k_math_and_bare_references_are_understood(tmp_path: Path) -> None:
     assert [q.reference for q in rows] == ["1,234", "\\frac{1}{2}", "7"]
     assert [q.question_id for q in rows] == ["q-000000", "q-000001", "q-000002"]
     assert (rows[2].level, rows[2].subject) == ("3", "Algebra")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("\\begin{pmatrix}\n1 & 2 \\\\\n3 & 4\n\\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"),
+        ("\\[\n(2n)! \\cdot 2^{n^2}\n\\]", "\\[ (2n)! \\cdot 2^{n^2} \\]"),
+        ("x = 1,\ny = 2\n", "x = 1, y = 2"),
+        ("f(n) = \\begin{cases}\n0 & \\text{if } n \\text{ is even} \\\\\n1\n\\end{cases}", None),
+        (["2"], "2"),
+        (["$2$", "$-2$"], "2, -2"),
+        ([3, 4.5], "3, 4.5"),
+    ],
+)
+def test_references_over_several_lines_and_in_lists_are_answers(
+    tmp_path: Path, answer: Any, reference: str | None
+) -> None:
+    (question,) = load_questions(write(tmp_path / "q.jsonl", {"question": "a", "answer": answer}), COLUMNS)
+    assert question.reference == (reference or " ".join(answer.split("\n")))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_file_may_hold_an_array_an_object_or_lines(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}]
+    array, single, lines = (tmp_path / f"{name}.json" for name in ("array", "single", "lines"))
+    array.write_text(json.dumps(rows, indent=indent))
+    single.write_text(json.dumps(rows[0], indent=indent))
+    write(lines, *rows)
+    assert [[q.reference for q in load_questions(str(f), COLUMNS)] for f in (array, single, lines)] == [
+        ["1", "2"],
+        ["1"],
+        ["1", "2"],
+    ]
+
+
+def test_a_json_array_that_ends_early_or_holds_no_objects_is_named(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('[\n{"question": "a", "answer": "1"},\n')
+    with pytest.raises(UserError, match=r"q\.json: not a JSON array"):
+        load_questions(str(tmp_path / "q.json"), COLUMNS)
+    (tmp_path / "q.json").write_text('[{"question": "a", "answer": "1"}, 3]')
+    with pytest.raises(UserError, match=r"q\.json, row 2: expected a JSON object, got int"):
+        load_questions(str(tmp_path / "q.json"), COLUMNS)
+
+
+def test_numinamath_marks_of_questions_without_answer_are_told_or_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = ("proof", "3", "notfound", "proof")
+    source = write(tmp_path / "q.jsonl", *({"question": f"q{i}", "answer": a} for i, a in enumerate(answers)))
+    assert len(load_questions(source, COLUMNS)) == 4
+    assert "the reference of 3 questions is proof or notfound" in caplog.text
+    kept = load_questions(source, COLUMNS.model_copy(update={"skip_without_reference": True}))
+    assert [q.reference for q in kept] == ["3"]
+
+
+def test_an_empty_id_column_numbers_the_rows(tmp_path: Path) -> None:
+    source = write(tmp_path / "q.jsonl", *({"id": 7, "question": q, "answer": "1"} for q in "ab"))
+    numbered = load_questions(source, COLUMNS.model_copy(update={"id_column": ""}))
+    assert [q.question_id for q in numbered] == ["q-000000", "q-000001"]
 
 
 def test_parquet_and_gzip_give_the_same_rows_as_jsonl(tmp_path: Path) -> None:
@@ -69,11 +130,14 @@ def test_a_dataset_directory_loads_through_the_hub_client(tmp_path: Path) -> Non
         ([{"question": "", "answer": "1"}], ["line 1", "non-empty"]),
         ([{"question": "a", "answer": ""}], ["line 1", "no reference answer"]),
         ([{"question": "a", "answer": "  "}], ["line 1", "no reference answer"]),
-        ([{"question": "a", "answer": None}], ["line 1", "must be text or a number"]),
+        ([{"question": "a", "answer": None}], ["line 1", "no reference answer", "text, a number or a list"]),
+        ([{"question": "a", "answer": math.nan}], ["line 1", "no reference answer"]),
+        ([{"question": "a", "answer": []}], ["line 1", "no reference answer"]),
+        ([{"question": "a", "answer": "We add the terms.\nThe sum is even."}], ["line 1", "no reference answer"]),
         ([{"question": ["a"], "answer": "1"}], ["line 1", "must be non-empty text"]),
         (
             [{"id": "k", "question": "a", "answer": "1"}, {"id": "k", "question": "b", "answer": "2"}],
-            ["line 2", "'k' was already used at", "line 1"],
+            ["line 2", "'k' was already used at", "line 1", "questions.id_column"],
         ),
         ([], ["holds no questions"]),
     ],
@@ -113,7 +177,11 @@ def test_no_bytes_escape_as_anything_but_a_user_error(tmp_path: Path, data: byte
 def test_the_prompt_ids_are_those_of_the_rendered_text_without_a_second_bos(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=str(tiny_model)))
     source = write(tmp_path / "q.jsonl", {"question": "start 7 +5", "answer": "12"})
-    row = render(load_questions(source, COLUMNS), tokenizer, None).to_pylist()[0]
+    row = (
+        Prompts(tokenizer, COLUMNS.model_copy(update={"system_prompt": None}))
+        .render(load_questions(source, COLUMNS))
+        .to_pylist()[0]
+    )
     assert tokenizer.decode(row["prompt_token_ids"]) == row["prompt"]
     assert row["prompt_token_ids"].count(tokenizer.bos_token_id) <= 1
     assert row["prompt_hash"] == prompt_hash(row["prompt_token_ids"])
@@ -129,6 +197,36 @@ def test_held_out_questions_are_never_trained_on(tiny_model: Path, tiny_question
     assert not train & held_out
     assert summary.train + summary.validation == 200
     assert 25 <= summary.validation <= 75
+
+
+def test_repeated_texts_stay_on_one_side_of_the_split_and_test_questions_out_of_validation(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"id": f"{copy}-{i}", "question": f"Start with {i},{' ' * copy} then +{i}.", "answer": 2 * i}
+        for copy in (1, 2, 3)
+        for i in range(40)
+    ]
+    train = write(tmp_path / "a.jsonl", *rows)
+    test = write(tmp_path / "b.jsonl", *({**row, "question": row["question"].upper()} for row in rows[:20]))
+    run = RunDirectory(str(tmp_path / "run"))
+    section = QuestionsConfig(train=train, test=test, validation_share=0.5)
+    summary = prepare(run, "questions", questions=section, model=ModelConfig(path=str(tiny_model)), seed=0)
+
+    texts = {
+        split: {
+            " ".join(text.lower().split())
+            for text in run.read_table("questions", f"{split}.parquet")["question"].to_pylist()
+        }
+        for split in ("train", "validation", "test")
+    }
+    assert len(texts["train"] | texts["validation"]) == 40
+    assert not texts["train"] & texts["validation"]
+    assert not texts["validation"] & texts["test"]
+    assert summary.validation == 3 * len(texts["validation"]) > 0
+    assert (summary.repeated_train, summary.repeated_test, summary.in_test) == (80, 0, 60)
+    assert "repeats 80 questions" in caplog.text
+    assert "60 training questions are also test questions" in caplog.text
 
 
 def test_training_questions_that_are_also_test_questions_are_found(tiny_model: Path, tmp_path: Path) -> None:

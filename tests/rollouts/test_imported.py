@@ -13,7 +13,8 @@ import pytest
 
 from east_ray.config.sections import ModelConfig, QuestionsConfig
 from east_ray.models import load_tokenizer
-from east_ray.questions.questions import load_questions, render
+from east_ray.questions.prompts import Prompts
+from east_ray.questions.questions import load_questions
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.imported import ImportSummary, import_samples
@@ -125,7 +126,11 @@ def test_real_responses_are_brought_in_whole(shared_data: Path, tmp_path: Path, 
     run = RunDirectory(str(tmp_path / "run"))
     questions = load_questions(str(shared_data / "datasets" / "gsm8k_test.jsonl"), QuestionsConfig(train="-"))
     tokenizer = load_tokenizer(ModelConfig(path=str(tiny_model)))
-    run.write_table(render(questions, tokenizer, None), "questions", "train.parquet")
+    run.write_table(
+        Prompts(tokenizer, QuestionsConfig(train="-", system_prompt=None)).render(questions),
+        "questions",
+        "train.parquet",
+    )
 
     summary = import_into(run, file, tiny_model, 100)
 
