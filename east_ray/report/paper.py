@@ -58,14 +58,29 @@ COLUMNS = (
 )
 
 
-def column_for(model_path: str, questions_path: str) -> Column | None:
-    """The paper's column that a run repeats, recognised by the names of its model and questions; None for any other."""
-    model, questions = _letters(model_path), _letters(questions_path)
-    for column in COLUMNS:
-        if _letters(column.model) in model and column.dataset.lower() in questions:
-            return column
-    return None
+HUB_NAMES = {
+    "openai/gsm8k": "GSM8K",
+    "digitallearninggmbh/math-lighteval": "MATH",
+    "eleutherai/hendrycks_math": "MATH",
+    "hendrycks/competition_math": "MATH",
+}
 
 
-def _letters(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+def column_for(model: str, train: str, test: str | None) -> Column | None:
+    """The paper's column that a run repeats: its very model, training and test set, by their whole names; else None."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    dataset = _dataset(train, "train")
+    if dataset is None or dataset != _dataset(test or "", "test"):
+        return None
+    return next((column for column in COLUMNS if (column.model.lower(), column.dataset) == (name, dataset)), None)
+
+
+def _dataset(source: str, split: str) -> str | None:
+    """GSM8K or MATH, from hf://openai/gsm8k/main:train, gsm8k/train.jsonl or gsm8k-train.jsonl; None for other names."""
+    if source.startswith("hf://"):
+        path, _, found = source.removeprefix("hf://").partition(":")
+        return HUB_NAMES.get("/".join(path.lower().split("/")[:2])) if found == split else None
+    *_, folder, file = ["", *source.lower().split("/")]
+    stem = file.partition(".")[0]
+    named = re.fullmatch(rf"(gsm8k|math)[-_]{split}", f"{folder}-{stem}" if stem == split else stem)
+    return named[1].upper() if named else None

@@ -13,6 +13,7 @@ import numpy as np
 
 from east_ray.analysis.drift import STATES, RoundDrift, drift
 from east_ray.evaluation.comparison import DEFAULT, Comparison, Difference, compare
+from east_ray.evaluation.statistics import holm
 from east_ray.figures import charts
 from east_ray.figures.drawing import Estimate, Figure
 from east_ray.formatting import interval, percent, points, points_interval, probability
@@ -50,7 +51,7 @@ def table_1(f: ReportData) -> Chapter | None:
     losses = [loss for loss in ("sft", "dpo", "kto") if all(f"{loss}-{method}" in rows for method in paper.METHODS)]
     if not losses:
         return None
-    column = paper.column_for(f.config.model.path, f.config.questions.train)
+    column = paper.column_for(f.config.model.path, f.config.questions.train, f.config.questions.test)
     text = f"Our EAST has a = {f.config.weighting.exponent:g} in every row; the paper searches for the best a in each. "
     text += "The paper's figures are single runs without intervals. "
     if column is None:
@@ -69,7 +70,7 @@ def table_1(f: ReportData) -> Chapter | None:
 
 
 def exponents(f: ReportData) -> Chapter | None:
-    """Figure 3, for every family of at least three arms that differ in their exponent alone."""
+    """Figure 3, for every family of at least three exponents."""
     families = exponent_families(f, f.comparisons)
     if not families:
         return None
@@ -78,7 +79,7 @@ def exponents(f: ReportData) -> Chapter | None:
     if held_out:
         text = (
             f"The exponent is chosen on {f.held_out[0].num_questions:,} held-out training questions, never on the test "
-            "questions shown here, so that a chosen one is a single comparison whose p needs no correction."
+            "questions shown here, so a chosen arm is one comparison with plain self-training, not the best of many."
         )
     else:
         text = (
@@ -96,43 +97,83 @@ def exponents(f: ReportData) -> Chapter | None:
 
 
 def chosen_table(f: ReportData, held_out: Mapping[str, Sequence[tuple[float, Estimate]]]) -> Table:
-    """Per family the exponent that the held-out questions choose, and what it is worth on the test questions."""
-    tested, rows = {row.name: row for row in f.comparisons}, []
-    for label, values in held_out.items():
-        a, best = max(values, key=lambda point: point[1].value)
+    """Per family the exponent that the held-out questions choose, and what it is worth on the test questions.
+
+    Of equally accurate exponents the one nearest to 0 is chosen, which changes training least.
+    """
+    tested = {row.name: row for row in f.comparisons}
+    chosen = {
+        label: max(values, key=lambda point: (round(point[1].value, 12), -abs(point[0])))
+        for label, values in held_out.items()
+    }
+    gains = [row.to_vanilla if (row := tested.get(best.label)) else None for _, best in chosen.values()]
+    adjusted = holm([d.p_value if d else 1.0 for d in gains])
+    rows = []
+    for (label, (a, best)), d, p in zip(chosen.items(), gains, adjusted, strict=True):
         row = tested.get(best.label)
-        gain = "plain self-training" if a == 0 else ""
-        if row and (d := row.to_vanilla):
-            gain = difference(replace(d, p_adjusted=d.p_value))
-        on_test = percent(row.accuracy) if row else ""
-        rows.append((label, f"{a:g}", f"{percent(best.value)} {interval(best.low, best.high)}", on_test, gain))
+        gain = "plain self-training" if a == 0 else difference(d and replace(d, p_adjusted=p))
+        on_held_out, on_test = (
+            f"{percent(best.value)} {interval(best.low, best.high)}",
+            percent(row.accuracy) if row else "",
+        )
+        rows.append((label, f"{a:g}", on_held_out, on_test, gain))
     columns = ("weights from", "chosen a", "on the held-out questions", "on the test questions", "to a = 0")
-    return Table(columns, tuple(rows), "For each, the exponent that did best on the held-out questions.")
+    caption = "The exponent that did best on the held-out questions; of equal ones, the nearest to 0."
+    if len(rows) > 1:
+        caption += f" p is Holm-adjusted over these {len(rows)} choices."
+    return Table(columns, tuple(rows), caption)
 
 
 def exponent_families(f: ReportData, rows: Sequence[Comparison]) -> dict[str, list[tuple[float, Estimate]]]:
-    """Label -> (exponent, accuracy) of arms alike in all but the exponent; exponent 0 belongs to every measure."""
-    weighted: dict[tuple[str, str, str], list[tuple[float, Estimate]]] = {}
-    plain: dict[str, list[tuple[float, Estimate]]] = {}
+    """Label -> (exponent, accuracy) of arms that differ in nothing but the exponent; exponent 0 belongs to every measure."""
+    weighted, plain = power_arms(f, rows)
+    families = {}
+    for key, found in weighted.items():
+        points = {a: f.estimate(row) for a, row in {**plain.get(key[:-2], {}), **found}.items()}
+        if len(points) >= 3:
+            families[family_label(f, found, weighted)] = sorted(points.items(), key=lambda point: point[0])
+    return families
+
+
+Arms = dict[tuple[str, ...], dict[float, Comparison]]
+
+
+def power_arms(f: ReportData, rows: Sequence[Comparison]) -> tuple[Arms, Arms]:
+    """Arms by what they share, then by exponent: those that weight, and those with exponent 0, whose weights are all 1.
+
+    Keys: (training settings, clip, measure) of the former, (training settings,) of the latter.
+    """
+    weighted: Arms = {}
+    plain: Arms = {}
     for row in rows:
         if row.name == DEFAULT:
             continue
-        own = f.config.for_arm(f.arm(row.members[0]))
+        arm = f.arm(row.members[0])
+        own = f.config.for_arm(arm)
         if own.weighting.mapping != "power" or own.training.local_weight != "none":
             continue
-        training = json.dumps(own.training.identity(), sort_keys=True)
-        point = (own.weighting.exponent, f.estimate(row))
+        training = json.dumps([own.training.identity(), arm.rounds], sort_keys=True)
         if own.weighting.exponent == 0:
-            plain.setdefault(training, []).append(point)
+            plain.setdefault((training,), {}).setdefault(0.0, row)
         else:
-            weighted.setdefault((training, own.training.loss, own.weighting.measure), []).append(point)
-    families: dict[str, list[tuple[float, Estimate]]] = {}
-    for (training, loss, measure), found in weighted.items():
-        found = sorted([*found, *plain.get(training, [])], key=lambda point: point[0])
-        if len({a for a, _ in found}) >= 3:
-            label = f"{loss.upper()}, {measure.replace('_', ' ')}"
-            families[label if label not in families else f"{label} ({len(families) + 1})"] = found
-    return families
+            key = (training, str(own.weighting.clip), own.weighting.measure)
+            weighted.setdefault(key, {}).setdefault(own.weighting.exponent, row)
+    return weighted, plain
+
+
+def family_label(f: ReportData, found: Mapping[float, Comparison], weighted: Arms) -> str:
+    """Loss and measure, and the settings that tell a family from others with the same two."""
+
+    def parts(rows: Mapping[float, Comparison]) -> tuple[str, str]:
+        arm = f.arm(next(iter(rows.values())).members[0])
+        own = f.config.for_arm(arm)
+        shown = {"weighting.exponent", "weighting.measure", "training.loss", "run.seed"}
+        others = [f"{key.split('.', 1)[1]} {value}" for key, value in sorted(arm.set.items()) if key not in shown]
+        return f"{own.training.loss.upper()}, {own.weighting.measure.replace('_', ' ')}", ", ".join(others)
+
+    name, others = parts(found)
+    is_alone = sum(parts(rows)[0] == name for rows in weighted.values()) == 1
+    return name if is_alone or not others else f"{name}, {others}"
 
 
 def rounds(f: ReportData) -> Chapter | None:
@@ -230,35 +271,27 @@ def uncertainty(f: ReportData) -> Chapter | None:
 
 
 def measure_table(f: ReportData) -> Table | None:
-    """Mean accuracy by measure over the exponents that all measures were trained with (the paper's ablation)."""
-    by_measure: dict[str, dict[float, float]] = {}
-    for row in f.comparisons:
-        if row.name == DEFAULT:
-            continue
-        own = f.config.for_arm(f.arm(row.members[0]))
-        w = own.weighting
-        if (
-            w.mapping == "power"
-            and w.exponent != 0
-            and own.training.local_weight == "none"
-            and own.training.loss == "sft"
-        ):
-            by_measure.setdefault(w.measure, {})[w.exponent] = row.accuracy
-    common = sorted(set.intersection(*(set(values) for values in by_measure.values()))) if by_measure else []
-    if len(by_measure) < 2 or not common:
+    """Mean accuracy by measure over the exponents that all measures were trained with (the paper's ablation).
+
+    Only arms that differ in nothing but measure and exponent are compared.
+    """
+    weighted, _ = power_arms(f, f.comparisons)
+    alike: dict[tuple[str, ...], dict[str, dict[float, Comparison]]] = {}
+    for (*settings, measure), found in weighted.items():
+        alike.setdefault(tuple(settings), {})[measure] = found
+    shared = {key: sorted(set.intersection(*map(set, one.values()))) for key, one in alike.items() if len(one) > 1}
+    most = max(shared, key=lambda key: len(shared[key]), default=None)
+    if most is None or not (exponents := shared[most]):
         return None
-    rows = [
-        (
-            measure.replace("_", " "),
-            f"{np.mean([values[a] for a in common]):.1%}",
-            *(f"{values[a]:.1%}" for a in common),
-        )
-        for measure, values in by_measure.items()
-    ]
+    rows = []
+    for found in alike[most].values():
+        accuracies = [found[a].accuracy for a in exponents]
+        label = family_label(f, found, weighted)
+        rows.append((label, percent(float(np.mean(accuracies))), *map(percent, accuracies)))
     return Table(
-        ("weights from", "mean accuracy", *(f"a = {a:g}" for a in common)),
+        ("weights from", "mean accuracy", *(f"a = {a:g}" for a in exponents)),
         tuple(rows),
-        "SFT arms by measure, over the exponents all of them share. The intervals of the first table show how much of a difference may be chance.",
+        "By measure, over the exponents all of them share. The intervals of the first table show how much of a difference may be chance.",
     )
 
 
