@@ -118,6 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument(
         "--pool", action="append", default=[], metavar="COUNTxDEVICE", help="e.g. 8xH100 (prices.toml); may be repeated"
     )
+    planned.add_argument(
+        "--for",
+        dest="command_to_plan",
+        choices=("run", "sweep", "reproduce"),
+        default="run",
+        help="which command to plan",
+    )
     doctor = command("doctor", "find out what is wrong with this machine or config", _doctor)
     doctor.add_argument("config", nargs="?", help="TOML file")
     doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
@@ -170,10 +177,12 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    from east_ray.arms import paper_arms, sweep_arms
     from east_ray.preflight.estimate import estimate
     from east_ray.preflight.plan import render
 
-    print(render(estimate(_load(arguments), arguments.pool)))  # noqa: T201
+    expand = {"run": lambda config: config, "sweep": sweep_arms, "reproduce": paper_arms}[arguments.command_to_plan]
+    print(render(estimate(expand(_load(arguments)), arguments.pool)))  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

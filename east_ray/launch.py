@@ -13,6 +13,7 @@ from east_ray import steps
 from east_ray.config.load import Config
 from east_ray.console import console
 from east_ray.pipeline import run_algorithm
+from east_ray.preflight.actual import record_plan
 from east_ray.records import UserError
 from east_ray.runs.artifacts import run_steps
 from east_ray.runs.cluster import start_ray
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 def run_and_show(config: Config, *, only: str | None = None, restart: str | None = None) -> int:
     """Run the algorithm, or one step, and show the table and the report where there is something to show."""
     with open_run(config) as run:
+        record_plan(run, config)
         changed = run_algorithm(run, config, start_ray, only=only, restart=restart)
         if only not in (None, "evaluate"):
             return 0

@@ -1,6 +1,6 @@
-"""Size of a model: parameters, bytes and floating-point operations, computed from its config alone.
+"""The size of a model from its config alone: parameters, bytes and floating-point operations. No weight is read.
 
-`plan.py` turns these into time, memory per GPU and money. Nothing here touches a weight.
+transformers builds the model on torch's meta device, so every architecture that it knows is counted as it is.
 """
 
 from __future__ import annotations
@@ -11,55 +11,61 @@ from pathlib import Path
 from typing import Any
 
 from east_ray.config.sections import ModelConfig
-from east_ray.config.training import LoraConfig, TrainingConfig
-from east_ray.models import read_json
+from east_ray.config.training import LoraConfig
+from east_ray.models import local_model, read_json
 from east_ray.records import UserError
 
-GIB = 2.0**30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+# Configs of the paper's models: their hub pages are gated, and planning should not need a login.
+_LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8}
+_LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
+_LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "tie_word_embeddings": False}
+KNOWN: dict[str, dict[str, Any]] = {
+    "meta-llama/llama-3.2-1b-instruct": {**_LLAMA, **_LLAMA_1B},
+    "meta-llama/llama-3.1-8b-instruct": {**_LLAMA, **_LLAMA_8B},
+}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a Llama-like decoder: grouped-query attention, gated MLP, RMSNorm, no biases."""
+    """Sizes of a decoder: grouped-query or multi-head latent attention, gated MLPs, dense or mixtures of experts."""
 
+    parameters: int
+    looked_up: int  # of these, an input embedding that nothing is multiplied with (0 when tied to the output)
+    routed: int  # of these, in routed experts
+    expert_share: float  # of the routed experts, visited by one token
     layers: int
     hidden: int
-    intermediate: int
+    intermediate: int  # width of the MLP that one token passes
     heads: int
     kv_heads: int
     head_dim: int
     vocabulary: int
-    tied: bool
+    cached_values: int  # in the KV cache, per token, all layers
+    linears: tuple[tuple[str, int], ...]  # (last part of its name, inputs + outputs) of every linear layer but the head
 
     @property
-    def linears(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the seven matrices of one layer: q, k, v, o, gate, up, down."""
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        h, f = self.hidden, self.intermediate
-        return [(h, query), (h, key), (h, key), (query, h), (h, f), (h, f), (f, h)]
+    def active(self) -> float:
+        """Parameters that one token is multiplied with."""
+        return self.parameters - self.looked_up - self.routed * (1 - self.expert_share)
 
-    @property
-    def parameters(self) -> int:
-        """All weights, embeddings and norms included."""
-        per_layer = sum(inputs * outputs for inputs, outputs in self.linears) + 2 * self.hidden
-        return self.layers * per_layer + self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
+    def weights_read(self, tokens: float) -> float:
+        """Parameters read to process so many tokens at once: the more tokens, the more of the experts are visited."""
+        return self.parameters - self.looked_up - self.routed * (1 - self.expert_share) ** tokens
 
     def lora_parameters(self, lora: LoraConfig) -> int:
-        """Trained parameters of an adapter: rank * (inputs + outputs) of every adapted matrix."""
-        names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-        chosen = names if lora.target_modules == "all-linear" else lora.target_modules
-        sizes = dict(zip(names, self.linears, strict=True))
-        return self.layers * sum(lora.rank * sum(sizes[name]) for name in chosen if name in sizes)
+        """Trained parameters of an adapter: rank * (inputs + outputs) of every adapted layer."""
+        chosen = lora.target_modules
+        return lora.rank * sum(size for name, size in self.linears if chosen == "all-linear" or name in chosen)
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Keys and values of one token in all layers, bytes."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        return self.cached_values * DTYPE_BYTES[dtype]
 
     def forward_flops(self, tokens: float, context: float) -> float:
-        """Operations to process `tokens` tokens that each look back on `context` others on average."""
-        multiplied = self.parameters - (0 if self.tied else self.vocabulary * self.hidden)
-        return tokens * (2 * multiplied + 4 * self.layers * self.heads * self.head_dim * context)
+        """Operations to process `tokens` tokens that each attend to `context` others on average."""
+        return tokens * (2 * self.active + 4 * self.layers * self.heads * self.head_dim * context)
 
     def activation_bytes_per_token(self, dtype: str, checkpointing: bool) -> float:
         """What the backward pass keeps per token, all layers, with attention that stores no score matrix.
@@ -73,76 +79,87 @@ class Architecture:
         return self.layers * b * self.hidden + one_layer if checkpointing else self.layers * one_layer
 
 
-# Configs of the paper's models: their hub pages are gated, and a plan should not need a login.
-KNOWN = {
-    "meta-llama/llama-3.2-1b-instruct": Architecture(16, 2048, 8192, 32, 8, 64, 128256, True),
-    "meta-llama/llama-3.2-3b-instruct": Architecture(28, 3072, 8192, 24, 8, 128, 128256, True),
-    "meta-llama/llama-3.1-8b-instruct": Architecture(32, 4096, 14336, 32, 8, 128, 128256, False),
-}
-
-
 def read_architecture(model: ModelConfig) -> Architecture:
-    """From the table above, or the config.json of the model wherever it is. UserError where there is none."""
+    """From the table above, or the config.json of the model wherever it is. UserError when it cannot be counted."""
     if (known := KNOWN.get(model.path.lower())) and not Path(model.path).is_dir():
-        return known
+        return from_hf_config(known, model)
     config = read_json(model.path, "config.json", model.revision)
     if config is None:
         raise UserError(f"model.path={model.path!r} has no config.json; give a Hugging Face model")
-    return from_hf_config(config, model.path)
+    return from_hf_config(config, model)
 
 
-def from_hf_config(config: Mapping[str, Any], where: str) -> Architecture:
-    """An Architecture from a Hugging Face config.json. UserError when it is not a Llama-like decoder."""
-    try:
-        heads = config["num_attention_heads"]
-        return Architecture(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocabulary=config["vocab_size"],
-            tied=config.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
+def from_hf_config(settings: Mapping[str, Any], model: ModelConfig) -> Architecture:
+    """An Architecture from the contents of a config.json. UserError when transformers cannot build such a model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    where, kind, trust = f"{model.path}/config.json", settings.get("model_type", ""), model.trust_remote_code
+    if kind not in CONFIG_MAPPING and not trust:
         raise UserError(
-            f"{where}/config.json has no {error}; plans are for Llama-like decoders (Llama, Mistral, Qwen and kin)"
-        ) from None
+            f"{where}: transformers has no model_type {kind!r}; give another model, or for one with code of its own that "
+            f"you trust set model.trust_remote_code=true"
+        )
+    try:
+        if kind in CONFIG_MAPPING:
+            config = CONFIG_MAPPING[kind].from_dict(dict(settings))
+        else:
+            directory = local_model(model.path, model.revision, weights=False)
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        return _measure(built, config.get_text_config(), where)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture checks its config in its own way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{where} cannot be planned for: {reason}; check it, or use another model") from None
 
 
-@dataclass(frozen=True)
-class Memory:
-    """One GPU's memory by what fills it, GiB."""
+def _measure(built: Any, config: Any, where: str) -> Architecture:
+    """Count a model on the meta device; `config` is that of its text part."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise UserError(f"{where} has no num_attention_heads; plans are for transformers with attention")
+    sizes = {name: parameter.numel() for name, parameter in built.named_parameters()}
+    embedding, head = built.get_input_embeddings().weight, built.get_output_embeddings()
+    experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0
+    visited = _first(config, "num_experts_per_tok", "moe_top_k", "moe_k") or 0
+    routed = sum(size for name, size in sizes.items() if ".experts." in name) if experts > 1 else 0
+    if experts > 1 and not (routed and visited):
+        raise UserError(f"{where} has {experts} experts that cannot be counted; plan with a dense model of its size")
+    intermediate = config.intermediate_size
+    if routed:
+        shared = (getattr(config, "n_shared_experts", 0) or 0) + visited
+        one = getattr(config, "moe_intermediate_size", None) or intermediate
+        intermediate = shared * one + (getattr(config, "shared_expert_intermediate_size", 0) or 0)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = _first(config, "qk_head_dim", "head_dim") or config.hidden_size // heads
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    latent = getattr(config, "kv_lora_rank", None)  # multi-head latent attention caches one vector for all heads
+    per_layer = latent + config.qk_rope_head_dim if latent else 2 * kv_heads * head_dim
+    return Architecture(
+        parameters=sum(sizes.values()),
+        looked_up=0 if head is None or head.weight is embedding else embedding.numel(),
+        routed=routed,
+        expert_share=visited / experts if routed else 1.0,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocabulary=config.vocab_size,
+        cached_values=per_layer * sum("linear" not in kind and "attention" in kind for kind in kinds),
+        linears=tuple(
+            (name.rpartition(".")[2], module.in_features + module.out_features)
+            for name, module in built.named_modules()
+            if type(module).__name__ == "Linear" and module is not head
+        ),
+    )
 
-    parts: dict[str, float]
 
-    @property
-    def total(self) -> float:
-        """GiB."""
-        return sum(self.parts.values())
-
-
-def training_memory(
-    architecture: Architecture, training: TrainingConfig, dtype: str, workers: int, longest_tokens: int
-) -> Memory:
-    """Per training GPU under DeepSpeed ZeRO, for micro-batches full of `longest_tokens`-token sequences.
-
-    Stage 1 divides the optimizer's state (float32 copy and two moments, 12 bytes per trained parameter) over the
-    workers, stage 2 also the gradients, stage 3 also the weights. DPO and KTO keep a frozen reference unless they
-    train an adapter; DPO processes two sequences per example.
-    """
-    stage, b = training.zero_stage, DTYPE_BYTES[dtype]
-    weights = architecture.parameters
-    trained = architecture.lora_parameters(training.lora) if training.lora else weights
-    reference = training.loss != "sft" and not training.lora and not training.precompute_reference
-    sequences = training.micro_batch_size * (2 if training.loss == "dpo" else 1)
-    per_token = architecture.activation_bytes_per_token(dtype, training.gradient_checkpointing)
-    parts = {
-        "weights": b * (weights + (trained if training.lora else 0)) / (workers if stage >= 3 else 1),
-        "gradients": b * trained / (workers if stage >= 2 else 1),
-        "optimizer": 0 if training.offload_optimizer else 12 * trained / (workers if stage >= 1 else 1),
-        "reference": b * weights / (workers if stage >= 3 else 1) if reference else 0,
-        "activations": sequences * longest_tokens * per_token,
-    }
-    return Memory({name: size / GIB for name, size in parts.items()})
+def _first(config: Any, *names: str) -> Any:
+    """The first of these settings that a config has."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from east_ray.evaluation.summary import detectable_differences
-from east_ray.formatting import duration, percent
+from east_ray.formatting import duration
+from east_ray.preflight.actual import Figure, compare, planned_figures
 from east_ray.preflight.estimate import CostEstimate, PoolPlan
-from east_ray.preflight.model_size import Memory
-from east_ray.preflight.workload import Actual
+from east_ray.preflight.memory import Memory
+from east_ray.runs.directory import RunDirectory
 
 WIDTH = 118
 
@@ -23,8 +24,8 @@ WIDTH = 118
 def render(estimate: CostEstimate) -> str:
     """Workload, one block per pool, disk, planned and measured figures where there is a run, and every assumption."""
     blocks = [_workload(estimate), *(_pool(estimate, pool) for pool in estimate.pools)]
-    if estimate.actual:
-        blocks.append(_actual(estimate, estimate.actual))
+    if figures := compare(planned_figures(estimate), RunDirectory(estimate.config.run.dir)):
+        blocks.append(_actual(estimate, figures))
     return "\n\n".join("\n".join(block) for block in [*blocks, _assumptions(estimate)])
 
 
@@ -32,11 +33,15 @@ def _workload(estimate: CostEstimate) -> Iterator[str]:
     config, workload = estimate.config, estimate.workload
     trained = f"LoRA rank {config.training.lora.rank}" if config.training.lora else "all parameters"
     losses = sorted({config.for_arm(arm).training.loss for arm in config.arms})
-    size = f"{estimate.architecture.parameters / 1e9:.3g} B parameters"
+    model = estimate.architecture
+    size = f"{model.parameters / 1e9:.3g} B parameters"
+    if model.routed:
+        size += f" ({model.active / 1e9:.3g} B active per token)"
     yield f"{config.model.path}: {size}, {config.model.dtype}, {trained} trained"
+    held_out = f"{workload.validation:,} held out, " if workload.validation else ""
     yield (
         f"{config.run.rounds} round(s) of {len(config.arms)} arm(s) ({', '.join(losses)}): {workload.train:,} training questions "
-        f"x {config.sampling.num_samples} samples, {workload.test:,} test questions"
+        f"x {config.sampling.num_samples} samples, {held_out}{workload.test:,} test questions"
     )
     yield (
         f"prompts of {workload.prompt_tokens:,.0f} tokens (longest {workload.longest_prompt_tokens:,}), completions of "
@@ -51,11 +56,20 @@ def _workload(estimate: CostEstimate) -> Iterator[str]:
 def _pool(estimate: CostEstimate, pool: PoolPlan) -> Iterator[str]:
     yield f"on {pool.count} x {pool.device.name}"
     rows = [
-        (p.name, _count(p.tokens), f"{p.devices:g}", duration(p.seconds), f"{p.device_hours:,.2f}") for p in pool.phases
+        (
+            p.name,
+            _count(p.tokens),
+            f"{p.devices:g}",
+            duration(p.starting),
+            duration(p.seconds),
+            f"{p.device_hours:,.2f}",
+        )
+        for p in pool.phases
     ]
     hours = sum(p.device_hours for p in pool.phases)
-    rows.append(("total", _count(sum(p.tokens for p in pool.phases)), "", duration(pool.seconds), f"{hours:,.2f}"))
-    yield _table(("phase", "tokens", "devices", "wall time", "device hours"), rows)
+    starting, tokens = sum(p.starting for p in pool.phases), sum(p.tokens for p in pool.phases)
+    rows.append(("total", _count(tokens), "", duration(starting), duration(pool.seconds), f"{hours:,.2f}"))
+    yield _table(("phase", "tokens", "devices", "starting", "wall time", "device hours"), rows)
     slow = "; more grading.workers would end the sampling sooner" if pool.grading_is_slow else ""
     yield f"  grading during sampling: {duration(pool.grading_seconds)} on {estimate.config.grading.workers} core(s){slow}"
     on_demand, spot = pool.price(spot=False), pool.price(spot=True)
@@ -63,10 +77,10 @@ def _pool(estimate: CostEstimate, pool: PoolPlan) -> Iterator[str]:
     held = (
         f"KV cache holds {_count(pool.kv_tokens)} tokens, {pool.kv_tokens / pool.longest_tokens:,.0f} longest sequences"
     )
-    yield f"  memory while sampling: {_memory(pool.sampling, pool.device.memory_gib, pool.sampling_fits)}; {held}"
+    yield f"  memory while sampling: {_memory(pool.sampling, pool.sampling_gib, pool.sampling_fits)}; {held}"
     if not pool.sampling_fits:
         yield "    one sequence does not fit: raise sampling.tensor_parallel_size, or lower max_new_tokens"
-    yield f"  memory while training: {_memory(pool.training, pool.device.memory_gib, pool.training_fits)}"
+    yield f"  memory while training: {_memory(pool.training, pool.training_gib, pool.training_fits)}"
     if not pool.training_fits:
         yield (
             "    in order of cost: training.gradient_checkpointing=true, a smaller micro_batch_size, a higher zero_stage, "
@@ -74,27 +88,15 @@ def _pool(estimate: CostEstimate, pool: PoolPlan) -> Iterator[str]:
         )
 
 
-def _actual(estimate: CostEstimate, actual: Actual) -> Iterator[str]:
+def _actual(estimate: CostEstimate, figures: Sequence[Figure]) -> Iterator[str]:
     """Planned and measured figures; phases are those of the first pool."""
-    workload, pool = estimate.workload, estimate.pools[0]
-    rows = [
-        ("training questions", f"{workload.train:,}", f"{actual.train:,}"),
-        ("test questions", f"{workload.test:,}", f"{actual.test:,}"),
-        ("prompt, tokens", f"{workload.prompt_tokens:,.0f}", f"{actual.prompt_tokens:,.0f}"),
-    ]
-    if actual.completion_tokens is not None and actual.kept_share is not None:
-        planned, kept = f"{workload.completion_tokens:,.0f}", percent(estimate.assumptions.kept_share)
-        rows.append(("completion, tokens", planned, f"{actual.completion_tokens:,.0f}"))
-        rows.append(("kept questions", kept, percent(actual.kept_share)))
-    for phase in pool.phases:
-        measured = actual.seconds.get(phase.name)
-        rows.append((phase.name, duration(phase.seconds), "" if measured is None else duration(measured)))
+    pool = estimate.pools[0]
     yield f"planned on {pool.count} x {pool.device.name}, and measured in {estimate.config.run.dir}"
-    yield _table(("", "planned", "actual"), rows)
+    yield _table(("", "planned", "actual"), [figure.cells for figure in figures])
 
 
 def _assumptions(estimate: CostEstimate) -> Iterator[str]:
-    yield "assumed (east_ray/preflight/estimate.py and prices.toml; measured runs correct them):"
+    yield "assumed (east_ray/preflight/devices.py and prices.toml; measured runs correct them):"
     shown = "; ".join(f"{f.name}\u00a0{getattr(estimate.assumptions, f.name):g}" for f in fields(estimate.assumptions))
     yield textwrap.fill(shown, WIDTH, initial_indent="  ", subsequent_indent="  ").replace("\u00a0", " ")
 

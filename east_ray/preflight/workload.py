@@ -1,48 +1,60 @@
-"""The workload of a config, planned (questions, tokens per prompt and completion) and as measured in its run.
+"""The workload of a config: questions of each split, tokens per prompt and completion, before anything is rendered.
 
-Sizes of GSM8K and MATH are known here, so that planning for them needs neither network nor login; other files are read.
+The sizes of the sets that the shipped configs use are known here, so that planning for them needs neither network nor
+login. Local files are read, other hub sets are asked of the hub.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-import numpy as np
-
 from east_ray.config.load import Config
+from east_ray.config.sections import QuestionsConfig
 from east_ray.preflight.model_size import Architecture
 from east_ray.questions.questions import load_questions
-from east_ray.runs.directory import RunDirectory
+from east_ray.questions.sources import parse_hub
+from east_ray.records import UserError
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Questions in each split and mean tokens per question."""
+    """Questions in each split, and mean tokens per question: sampled completions, and greedy ones in evaluation."""
 
     train: int
+    validation: int
     test: int
     prompt_tokens: float
     longest_prompt_tokens: int
     completion_tokens: float
+    greedy_tokens: float
     bytes_per_token: float
 
 
 @dataclass(frozen=True)
-class HubSet:
-    """A published set as counted once: split sizes; mean and longest question, characters."""
+class Split:
+    """Questions of one split; mean and longest question, characters."""
 
-    train: int
-    test: int
+    questions: int
     mean_chars: float
     longest_chars: int
 
 
-HUB_SETS = {"gsm8k": HubSet(7473, 1319, 235, 985), "math": HubSet(7500, 5000, 210, 4309)}
+# Counted once. Names are lower case; the splits are those of the default config and of GSM8K's "main".
+HUB_SETS = {
+    ("openai/gsm8k", "train"): Split(7473, 235, 985),
+    ("openai/gsm8k", "test"): Split(1319, 240, 848),
+    ("digitallearninggmbh/math-lighteval", "train"): Split(7500, 210, 4309),
+    ("digitallearninggmbh/math-lighteval", "test"): Split(5000, 191, 2828),
+    ("huggingfaceh4/math-500", "test"): Split(500, 196, 1733),
+}
+OTHER_SET = Split(0, 250, 2000)  # characters of sets whose texts were not counted
 
-# Mean completion, tokens. Instruct models' public answers average 780 (GSM8K) and 1,080 (MATH) characters; MATH's are
-# rounded up for those that ramble on at temperature 1. The bundled tiny model's were counted.
-COMPLETION_TOKENS = {"gsm8k": 220, "math": 450, "tiny": 23}
-OTHER_COMPLETION_TOKENS = 400
+# Mean tokens of sampled and of greedy completions, by a word in the training set's name. Instruct models' public
+# answers average 780 (GSM8K) and 1,080 (MATH) characters; MATH's sampled ones are rounded up for those that ramble on
+# at temperature 1. The bundled tiny model's were counted.
+COMPLETION_TOKENS = {"gsm8k": (220, 220), "math": (450, 310), "tiny": (23, 33)}
+OTHER_COMPLETION_TOKENS = (400, 400)
 
 CHARACTERS_PER_TOKEN = 3.5
 TEMPLATE_TOKENS = 40  # headers and the date that Llama 3's chat template adds
@@ -50,77 +62,53 @@ CHARACTER_LEVEL_VOCABULARY = 1000  # smaller ones hold little more than single c
 
 
 def measure_workload(config: Config, architecture: Architecture) -> Workload:
-    """Count the questions and estimate their tokens without rendering any. UserError when a file cannot be read."""
+    """Count the questions and estimate their tokens. UserError when a file cannot be read or a set not be counted."""
     questions = config.questions
     characters_per_token, template = CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS
     if architecture.vocabulary < CHARACTER_LEVEL_VOCABULARY:
         characters_per_token, template = 1.0, 4
-    hub_set = next(
-        (s for key, s in HUB_SETS.items() if questions.train.startswith("hf://") and _names(questions.train, key)), None
-    )
-    if hub_set:
-        train, test = hub_set.train, hub_set.test if questions.test else 0
-        mean, longest = hub_set.mean_chars, hub_set.longest_chars
-    else:
-        lengths = [len(q.question) for q in load_questions(questions.train, questions)]
-        train, test = len(lengths), len(load_questions(questions.test, questions)) if questions.test else 0
-        mean, longest = sum(lengths) / train, max(lengths)
+    train = count_questions(questions, questions.train, "train_limit")
+    test = count_questions(questions, questions.test, "test_limit") if questions.test else Split(0, 0, 0)
     fixed = template + len(questions.system_prompt or "") / characters_per_token
-    completion = next(
-        (n for key, n in COMPLETION_TOKENS.items() if _names(questions.train, key)), OTHER_COMPLETION_TOKENS
-    )
+    words = re.split(r"\W+|_", questions.train.lower())
+    sampled, greedy = next((n for key, n in COMPLETION_TOKENS.items() if key in words), OTHER_COMPLETION_TOKENS)
+    validation = round(train.questions * questions.validation_share)
     return Workload(
-        train=min(train, questions.train_limit or train),
-        test=min(test, questions.test_limit or test),
-        prompt_tokens=fixed + mean / characters_per_token,
-        longest_prompt_tokens=round(fixed + longest / characters_per_token),
-        completion_tokens=min(completion, config.sampling.max_new_tokens),
+        train=train.questions - validation,
+        validation=validation,
+        test=test.questions,
+        prompt_tokens=fixed + train.mean_chars / characters_per_token,
+        longest_prompt_tokens=round(fixed + max(train.longest_chars, test.longest_chars) / characters_per_token),
+        completion_tokens=min(sampled, config.sampling.max_new_tokens),
+        greedy_tokens=min(greedy, config.evaluation.max_new_tokens or config.sampling.max_new_tokens),
         bytes_per_token=characters_per_token,
     )
 
 
-def _names(source: str, key: str) -> bool:
-    return key in source.lower().replace("\\", "/").split("://")[-1].replace("/", "-").replace("_", "-").split("-")
+def count_questions(questions: QuestionsConfig, source: str, limit_key: str) -> Split:
+    """How many questions a source has, within its limit. UserError when the hub does not tell and no limit is set."""
+    limit = getattr(questions, limit_key)
+    if source.startswith("hf://"):
+        path, name, split = parse_hub(source)
+        known = HUB_SETS.get((path.lower(), split)) if name in (None, "main", "default") else None
+        found = known or _ask_hub(source, path, name, split, limit, limit_key)
+    else:
+        lengths = [len(question.question) for question in load_questions(source, questions)]
+        found = Split(len(lengths), sum(lengths) / max(len(lengths), 1), max(lengths, default=0))
+    return Split(min(found.questions, limit or found.questions), found.mean_chars, found.longest_chars)
 
 
-@dataclass(frozen=True)
-class Actual:
-    """What a run has measured so far; None for what it has not reached. Seconds by phase, under the estimate's names."""
+def _ask_hub(source: str, path: str, name: str | None, split: str, limit: int | None, limit_key: str) -> Split:
+    """The size that a hub set's page states for this split, without fetching its rows."""
+    from datasets import load_dataset_builder
 
-    train: int
-    test: int
-    prompt_tokens: float
-    completion_tokens: float | None
-    kept_share: float | None
-    seconds: dict[str, float]
-
-
-def read_actual(run: RunDirectory) -> Actual | None:
-    """The measured figures, from narrow columns of a run's tables; None before the run."""
-    if not run.exists("questions", "train.parquet"):
-        return None
-    prompts = run.read_table("questions", "train.parquet", columns=["prompt_token_ids"])["prompt_token_ids"]
-    test = run.read_table("questions", "test.parquet", columns=["question_id"]).num_rows
-    completion = kept = None
-    if run.exists("round-00", "weights", "weights.json"):
-        weights = run.read_table("round-00", "weights", columns=["mean_tokens", "reason"])
-        completion = float(np.mean(weights["mean_tokens"].to_numpy()))
-        kept = weights["reason"].null_count / max(weights.num_rows, 1)
-    return Actual(
-        train=len(prompts),
-        test=test,
-        prompt_tokens=float(np.mean([len(ids) for ids in prompts])),
-        completion_tokens=completion,
-        kept_share=kept,
-        seconds=_seconds_by_phase(run),
-    )
-
-
-def _seconds_by_phase(run: RunDirectory) -> dict[str, float]:
-    """Wall seconds of each phase, e.g. "round 0: sample", summed over the commands that worked on it."""
-    seconds: dict[str, float] = {}
-    for row in run.finished_steps():
-        rounds = [int(part[6:8]) for part in row["parts"] if part.startswith("round-")]
-        name = f"round {max(rounds, default=0)}: {row['step']}"
-        seconds[name] = seconds.get(name, 0.0) + row["seconds"]
-    return seconds
+    try:
+        size = (load_dataset_builder(path, name).info.splits or {})[split].num_examples
+    except Exception as error:  # no network, no such set, no access, a page that states no sizes
+        if limit is None:
+            raise UserError(
+                f"{source}: the hub does not say how many questions it has ({type(error).__name__}); set "
+                f"questions.{limit_key}, or plan with a local file"
+            ) from None
+        size = limit
+    return Split(size, OTHER_SET.mean_chars, OTHER_SET.longest_chars)

@@ -120,12 +120,7 @@ def _as_object(row: Any, where: str) -> dict[str, Any]:
 def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from datasets import load_dataset
 
-    name, separator, split = source.removeprefix("hf://").rpartition(":")
-    if not separator or not name:
-        raise UserError(f"{source}: name the split as well, e.g. hf://openai/gsm8k/main:train")
-    local = Path(name).is_dir()
-    parts = name.split("/")
-    path, config = (name, None) if local else ("/".join(parts[:2]), "/".join(parts[2:]) or None)
+    path, config, split = parse_hub(source)
     try:
         dataset = load_dataset(path, config, split=split)
     except Exception as error:  # the hub client raises many unrelated types
@@ -134,6 +129,15 @@ def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from None
     for number, row in enumerate(dataset, start=1):
         yield f"{source}, row {number}", dict(row)
+
+
+def parse_hub(source: str) -> tuple[str, str | None, str]:
+    """`hf://owner/name[/config]:split` -> (owner/name, config, split); a local data set's directory is a name too."""
+    name, separator, split = source.removeprefix("hf://").rpartition(":")
+    if not separator or not name:
+        raise UserError(f"{source}: name the split as well, e.g. hf://openai/gsm8k/main:train")
+    parts = name.split("/")
+    return (name, None, split) if Path(name).is_dir() else ("/".join(parts[:2]), "/".join(parts[2:]) or None, split)
 
 
 def text_key(text: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from east_ray.figures import charts
 from east_ray.figures.drawing import Figure
 from east_ray.formatting import duration, percent
+from east_ray.preflight.actual import recorded_comparison
 from east_ray.report.data import Chapter, ReportData, Table, slug, titled
 from east_ray.weighting.mappings import effective_sample_size
 
@@ -202,7 +203,12 @@ def cost(f: ReportData) -> Chapter | None:
         "Wall time includes starting engines and workers. A step that was stopped and continued shows the time since it was "
         "last started, and no rate. Evaluation counts its greedy tokens.",
     )
-    return Chapter("cost", "Cost", "Time and tokens", tables=(table,))
+    tables = [table]
+    if recorded := recorded_comparison(f.run):
+        pool, figures = recorded
+        note = f"As `east-ray plan` estimated it on {pool} before the run began.."
+        tables.append(Table(("planned and measured", "planned", "actual"), tuple(r.cells for r in figures), note))
+    return Chapter("cost", "Cost", "Time and tokens", tables=tuple(tables))
 
 
 def tokens_of(facts: Mapping[str, Any]) -> int:

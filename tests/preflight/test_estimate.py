@@ -1,150 +1,23 @@
-"""Plans against published sizes, measured activations, the ZeRO paper's table, and hand-made prices and runs."""
+"""Estimates: which phases a config has, what they cost, and what does not fit; against hand-made figures."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from east_ray.config.load import Config, from_dict, load
-from east_ray.config.sections import ModelConfig
-from east_ray.config.training import LoraConfig, TrainingConfig
+from east_ray.arms import paper_arms, sweep_arms
+from east_ray.config.load import from_dict, load
 from east_ray.preflight.devices import read_devices
 from east_ray.preflight.estimate import Phase, estimate
-from east_ray.preflight.model_size import GIB, KNOWN, Architecture, from_hf_config, read_architecture, training_memory
 from east_ray.preflight.plan import render
-from east_ray.records import MEASURES, QUESTIONS, UserError
-from east_ray.runs.directory import RunDirectory
-from tests.support.run_factory import make_run
+from east_ray.preflight.speed import pool_seconds
+from east_ray.records import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
-LLAMA_1B = KNOWN["meta-llama/llama-3.2-1b-instruct"]
-LLAMA_8B = KNOWN["meta-llama/llama-3.1-8b-instruct"]
 PAPER = [f"{data}-llama-{size}" for data in ("gsm8k", "math") for size in ("1b", "8b")]
-
-
-def tiny_config(tiny_questions: Path, run_dir: Path) -> Config:
-    return from_dict(
-        {
-            "run": {"dir": str(run_dir)},
-            "model": {"path": str(tiny_questions / "model")},
-            "questions": {"train": str(tiny_questions / "train.jsonl"), "test": str(tiny_questions / "test.jsonl")},
-        },
-        "test",
-    )
-
-
-def test_parameter_counts_are_the_published_ones() -> None:
-    assert LLAMA_1B.parameters == 1_235_814_400
-    assert LLAMA_8B.parameters == 8_030_261_248
-
-
-def test_the_tiny_models_parameters_are_those_in_its_file(tiny_model: Path) -> None:
-    with (tiny_model / "model.safetensors").open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    stored = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            stored += (tensor["data_offsets"][1] - tensor["data_offsets"][0]) // 2
-    assert read_architecture(ModelConfig(path=str(tiny_model))).parameters == stored
-
-
-def test_a_rank_16_adapter_has_pefts_parameter_count(tiny_model: Path) -> None:
-    import peft
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model))
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=16, target_modules="all-linear"))
-    trained = adapted.get_nb_trainable_parameters()[0]
-    assert read_architecture(ModelConfig(path=str(tiny_model))).lora_parameters(LoraConfig(rank=16)) == trained
-
-
-def test_the_8b_models_kv_cache_takes_128_kib_per_token() -> None:
-    assert LLAMA_8B.kv_bytes_per_token("bfloat16") == 128 * 1024
-
-
-def test_optimizer_state_is_divided_as_in_the_zero_papers_figure_1() -> None:
-    """Rajbhandari et al. 2020, figure 1: 7.5 B parameters, 64 GPUs, Adam: 120, 31.4, 16.6 and 1.9 GB per GPU."""
-    model = Architecture(0, 1000, 1, 1, 1, 1, 7_500_000, True)
-    for stage, gigabytes in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
-        training = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 256})
-        parts = training_memory(model, training, "bfloat16", workers=64, longest_tokens=1).parts
-        total = sum(parts[name] for name in ("weights", "gradients", "optimizer")) * GIB / 1e9
-        assert total == pytest.approx(gigabytes, abs=0.05)
-
-
-def test_activation_bytes_match_what_autograd_saves() -> None:
-    """What one more layer makes autograd keep, float32: embedding and loss cancel in the difference."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    def saved_bytes(layers: int) -> int:
-        config = LlamaConfig(
-            vocab_size=100,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attn_implementation="sdpa",
-        )
-        model = LlamaForCausalLM(config)
-        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        kept: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model(input_ids=torch.arange(64).remainder(100)[None]).logits.sum()
-        del loss
-        return sum(kept.values())
-
-    measured = (saved_bytes(3) - saved_bytes(2)) / 64
-    one = Architecture(1, 128, 384, 4, 2, 32, 100, True)
-    assert one.activation_bytes_per_token("float32", checkpointing=False) == pytest.approx(measured, rel=0.15)
-
-
-def test_checkpointing_and_adapters_save_memory_and_dpo_costs_a_reference() -> None:
-    def total(**settings: Any) -> float:
-        training = TrainingConfig.model_validate({"batch_size": 16, "micro_batch_size": 2, **settings})
-        return training_memory(LLAMA_8B, training, "bfloat16", workers=8, longest_tokens=2000).total
-
-    assert total(gradient_checkpointing=True) < total()
-    assert total(lora={}) < total()
-    assert total(offload_optimizer=True) < total()
-    dpo = training_memory(
-        LLAMA_8B, TrainingConfig(loss="dpo", batch_size=16, micro_batch_size=2), "bfloat16", 8, longest_tokens=2000
-    )
-    assert dpo.parts["reference"] == pytest.approx(2 * 8.030261248e9 / GIB)
-    assert total(loss="dpo", lora={}) - total(lora={}) == pytest.approx(dpo.parts["activations"] / 2)
-
-
-def test_a_config_that_is_no_llama_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"somewhere/config\.json has no 'num_attention_heads'"):
-        from_hf_config({"model_type": "mamba", "hidden_size": 8}, "somewhere")
-
-
-def test_a_hub_model_that_cannot_be_reached_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def unreachable(*args: object, **kwargs: object) -> str:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with pytest.raises(UserError, match="hf auth login"):
-        read_architecture(ModelConfig(path="nobody/unknown-1b"))
-
-
-def test_the_papers_models_need_no_hub() -> None:
-    assert read_architecture(ModelConfig(path="meta-llama/Llama-3.2-1B-Instruct")) is LLAMA_1B
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -180,6 +53,71 @@ def test_three_rounds_sample_once_and_then_once_per_arm() -> None:
     assert phases["round 0: evaluate"].tokens == pytest.approx(1.5 * phases["round 1: evaluate"].tokens)
 
 
+def test_a_sweep_and_a_reproduction_are_planned_as_they_run() -> None:
+    """Of a reproduction's 33 arms two have three rounds, so later rounds sample from two policies."""
+    base = load(CONFIGS / "gsm8k-llama-1b.toml", ['sweep={"weighting.exponent"=[-3,-2,-1,0,1,2,3]}'])
+    swept, single = (estimate(config, ["8xH100"]).pools[0].phases for config in (sweep_arms(base), base))
+    assert swept[0].tokens == single[0].tokens
+    assert swept[1].tokens == pytest.approx(7 / 2 * single[1].tokens)
+    phases = {phase.name: phase for phase in estimate(paper_arms(base), ["8xH100"]).pools[0].phases}
+    assert phases["round 1: sample"].tokens == phases["round 2: sample"].tokens == 2 * phases["round 0: sample"].tokens
+    assert phases["round 0: evaluate"].tokens == pytest.approx(34 / 2 * phases["round 2: evaluate"].tokens)
+
+
+def test_examples_of_all_rounds_are_trained_on_when_they_accumulate() -> None:
+    config = load(CONFIGS / "gsm8k-llama-1b.toml", ["run.rounds=3", 'run.data="accumulate"'])
+    phases = {phase.name: phase for phase in estimate(config, ["8xA100"]).pools[0].phases}
+    assert phases["round 2: train"].tokens == pytest.approx(3 * phases["round 0: train"].tokens)
+
+
+def test_held_out_questions_are_a_phase_of_their_own() -> None:
+    config = load(CONFIGS / "gsm8k-llama-1b.toml", ["questions.validation_share=0.1"])
+    phases = {phase.name: phase for phase in estimate(config, ["8xA100"]).pools[0].phases}
+    assert list(phases) == ["round 0: sample", "round 0: train", "round 0: validate", "round 0: evaluate"]
+    assert phases["round 0: validate"].tokens == 3 * 747 * 220
+
+
+def test_a_cpu_pool_has_room_for_engines_and_trainings_by_their_cores(tiny_questions: Path) -> None:
+    def phases(pool: str, **settings: dict[str, float]) -> list[Phase]:
+        data = {
+            "model": {"path": str(tiny_questions / "model")},
+            "questions": {"train": str(tiny_questions / "train.jsonl")},
+            "run": {"parallel_arms": 2},
+            **settings,
+        }
+        return list(estimate(from_dict(data, "test"), [pool]).pools[0].phases)
+
+    two_cores = {"sampling": {"cpus_per_engine": 2, "max_engines": 2}, "training": {"cpus_per_worker": 2}}
+    assert [phase.devices for phase in phases("2xCPU", **two_cores)] == [2, 2]
+    assert [phase.devices for phase in phases("4xCPU", **two_cores)] == [4, 4]
+    with pytest.raises(UserError, match="one engine takes 4"):
+        phases("2xCPU", sampling={"cpus_per_engine": 4})
+
+
+def test_a_pool_never_has_more_engines_than_shards() -> None:
+    config = load(CONFIGS / "gsm8k-llama-1b.toml", ["sampling.max_engines=64", "questions.train_limit=100"])
+    assert estimate(config, ["64xH100"]).pools[0].phases[0].devices == 4
+
+
+@pytest.mark.parametrize(("fewest", "measured"), [(4, 118), (1, 173)])
+def test_pools_that_grow_start_as_slowly_as_measured(fewest: int, measured: float) -> None:
+    """Ray's autoscaler with nodes as processes: 40 shards of 8 engine-seconds, four engines, 37 s from node to engine."""
+    assert pool_seconds(40 * 8, 4, fewest, 37) == pytest.approx(measured, rel=0.1)
+
+
+def test_nodes_with_labels_are_booted_before_each_phase_that_asks_for_them() -> None:
+    labels = ['sampling.labels={role="rollout"}', "sampling.min_engines=8", 'training.labels={role="train"}']
+    here, cluster = (
+        estimate(load(CONFIGS / "gsm8k-llama-1b.toml", overrides), ["8xH100"]) for overrides in ([], labels)
+    )
+    boot = cluster.assumptions.boot_seconds
+    for before, after in zip(here.pools[0].phases, cluster.pools[0].phases, strict=True):
+        assert after.starting > before.starting + 0.99 * boot
+        assert after.seconds - after.starting == pytest.approx(before.seconds - before.starting)
+    slow = estimate(load(CONFIGS / "gsm8k-llama-1b.toml", [labels[0], labels[2]]), ["8xH100"]).pools[0]
+    assert slow.phases[0].seconds > cluster.pools[0].phases[0].seconds + boot / 2
+
+
 def test_a_model_too_large_for_one_gpu_does_not_fit_and_the_plan_says_what_to_do() -> None:
     config = load(CONFIGS / "math-llama-8b.toml", ["training.gradient_checkpointing=false"])
     result = estimate(config, ["8xL4"])
@@ -192,7 +130,13 @@ def test_a_model_too_large_for_one_gpu_does_not_fit_and_the_plan_says_what_to_do
 
 
 def test_weights_larger_than_the_gpu_leave_no_kv_cache(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    sizes = {
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
     (tmp_path / "config.json").write_text(json.dumps({**sizes, "num_key_value_heads": 8, "vocab_size": 128256}))
     config = load(CONFIGS / "math-llama-8b.toml", [f"model.path={tmp_path}"])
     result = estimate(config, ["8xH100"])
@@ -205,9 +149,9 @@ def test_weights_larger_than_the_gpu_leave_no_kv_cache(tmp_path: Path) -> None:
     assert estimate(wide, ["8xH100"]).pools[0].sampling_fits
 
 
-def test_the_price_is_device_hours_times_the_table_with_training_never_on_spot(tiny_questions: Path) -> None:
+def test_the_price_is_device_hours_times_the_table_with_training_never_on_spot() -> None:
     pool = estimate(load(CONFIGS / "gsm8k-llama-1b.toml"), ["8xH100"]).pools[0]
-    phases = (Phase("sample", 8, 1e6, 1800, True), Phase("train", 8, 1e6, 900, False))
+    phases = (Phase("sample", 8, 1e6, 60, 1800, True), Phase("train", 8, 1e6, 60, 900, False))
     device = dataclasses.replace(pool.device, on_demand=4.0, spot=1.5)
     priced = dataclasses.replace(pool, phases=phases, device=device)
     assert priced.price(spot=False) == pytest.approx(4 * 4 + 2 * 4)
@@ -235,56 +179,3 @@ def test_every_assumption_is_printed() -> None:
     text = render(result)
     for field in dataclasses.fields(result.assumptions):
         assert f"{field.name} {getattr(result.assumptions, field.name):g}" in text
-
-
-def test_local_questions_are_counted(tiny_questions: Path, tmp_path: Path) -> None:
-    result = estimate(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"])
-    assert result.workload.train == len((tiny_questions / "train.jsonl").read_text().splitlines())
-    assert result.workload.test == len((tiny_questions / "test.jsonl").read_text().splitlines())
-    assert result.actual is None
-
-
-def test_a_missing_question_file_is_refused_by_name(tiny_questions: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_questions, tmp_path)
-    config = config.model_copy(update={"questions": config.questions.model_copy(update={"train": "absent.jsonl"})})
-    with pytest.raises(UserError, match=r"absent\.jsonl"):
-        estimate(config, ["2xCPU"])
-
-
-def test_after_a_run_the_actual_figures_stand_beside_the_planned(tiny_questions: Path, tmp_path: Path) -> None:
-    run = RunDirectory(str(tmp_path))
-    question = {"question": "?", "reference": "1", "prompt": "?", "prompt_hash": "0" * 16}
-    rows = [{**question, "question_id": str(i), "prompt_token_ids": [1] * (10 + i)} for i in range(3)]
-    run.write_table(pa.Table.from_pylist(rows, schema=QUESTIONS), "questions", "train.parquet")
-    run.write_table(pa.Table.from_pylist(rows[:2], schema=QUESTIONS), "questions", "test.parquet")
-    measure = {"num_clusters": 2, "entropy": 0.5, "inaccuracy": 0.5, "dominant_wrong": 0.5}
-    weights = [
-        {**measure, "question_id": "0", "mean_tokens": 20.0, "reason": None},
-        {**measure, "question_id": "1", "mean_tokens": 40.0, "reason": "all_wrong"},
-    ]
-    for shard, row in enumerate(weights):
-        name = f"shard-{shard:05d}.parquet"
-        run.write_table(pa.Table.from_pylist([row], schema=MEASURES), "round-00", "weights", name)
-    run.write_json({}, "round-00", "weights", "weights.json")
-    run.append_metrics(step="sample", parts=["round-00/samples"], seconds=100.0)
-    run.append_metrics(step="sample", parts=["round-00/samples"], seconds=20.0)
-    run.append_metrics(step="evaluate", parts=["base/evaluation", "round-00/arms/east/evaluation"], seconds=30.0)
-    result = estimate(tiny_config(tiny_questions, tmp_path), ["2xCPU"])
-    assert result.actual is not None
-    assert (result.actual.train, result.actual.test) == (3, 2)
-    assert result.actual.prompt_tokens == 11
-    assert result.actual.completion_tokens == 30
-    assert result.actual.kept_share == 0.5
-    assert result.actual.seconds == {"round 0: sample": 120.0, "round 0: evaluate": 30.0}
-    rows_of_text = {line.strip().split("  ")[0]: line for line in render(result).split("planned on")[1].splitlines()}
-    assert rows_of_text["round 0: sample"].endswith("2 min 00 s")
-    assert rows_of_text["kept questions"].endswith("50.0%")
-
-
-def test_a_run_as_the_stages_leave_it_can_be_compared_with_its_plan(tiny_questions: Path, tmp_path: Path) -> None:
-    make_run(tmp_path / "run", rounds=2, num_train=120)
-    actual = estimate(tiny_config(tiny_questions, tmp_path / "run"), ["2xCPU"]).actual
-    assert actual is not None
-    assert actual.train == 120
-    assert actual.kept_share is not None
-    assert 0 < actual.kept_share < 1
