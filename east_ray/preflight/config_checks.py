@@ -39,16 +39,34 @@ def check_devices(config: Config, gpus: Sequence[Gpu]) -> Iterator[Finding]:
         yield ok("devices", f"{len(gpus)} GPUs for engines of {per_engine:g}")
 
 
+def check_model(config: Config) -> Iterator[Finding]:
+    """Everything that needs the model: one finding when there is none, else access, memory and prompts."""
+    hub = list(check_hub(config))
+    if any(finding.status == "fail" for finding in hub):
+        yield from hub
+        return
+    try:
+        read_architecture(config.model)
+    except UserError as error:
+        yield fail("model", *_detail_and_remedy(error))
+        return
+    yield from hub
+    yield from check_host_memory(config)
+    yield from check_chat_template(config)
+
+
+def _detail_and_remedy(error: UserError) -> tuple[str, str]:
+    """A UserError says what is wrong, then, after a semicolon, what to do."""
+    detail, _, remedy = str(error).partition("; ")
+    return detail, remedy or "correct model.path"
+
+
 def check_host_memory(config: Config, available_bytes: int | None = None) -> Iterator[Finding]:
     """CPU engines hold weights and KV cache in this machine's memory."""
     if config.sampling.gpus_per_engine > 0:
         return
     available = (psutil.virtual_memory().available if available_bytes is None else available_bytes) / GIB
-    try:
-        weights = read_architecture(config.model).parameters * DTYPE_BYTES[config.model.dtype] / GIB
-    except UserError as error:
-        yield fail("memory", str(error), "correct model.path")
-        return
+    weights = read_architecture(config.model).parameters * DTYPE_BYTES[config.model.dtype] / GIB
     engines, cache = config.sampling.max_engines, config.sampling.kv_cache_gib
     needed = engines * (weights + cache + 1.5)  # an engine process without either takes 1.5 GiB
     detail = f"{engines} CPU engine(s) need {needed:.1f} GiB, {available:.1f} GiB are free"
@@ -112,7 +130,7 @@ def check_hub(
     try:
         check_hub_name(config.model.path)
     except UserError as error:
-        yield fail("model", str(error).split("; ")[0], "correct model.path")
+        yield fail("model", *_detail_and_remedy(error))
         return
     repo, token, access = config.model.path, token or huggingface_hub.get_token, access or huggingface_hub.auth_check
     if environment.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
@@ -140,7 +158,7 @@ def check_chat_template(config: Config, tokenizer: Any = None) -> Iterator[Findi
         tokenizer = tokenizer or load_tokenizer(config.model)
         prompts = Prompts(tokenizer, config.questions)
     except UserError as error:
-        yield fail(name, str(error).split("; ")[0], str(error).split("; ")[-1])
+        yield fail(name, *_detail_and_remedy(error))
         return
     prompt = prompts.text(PROBE)
     turn = f", the instruction in a {prompts.role} turn" if prompts.role else ""

