@@ -34,7 +34,7 @@ def accuracy_forest(estimates: Sequence[Estimate], confidence: float, num_questi
     return forest(
         "accuracy",
         "Accuracy on the test questions",
-        f"Dot: greedy accuracy over {num_questions:,} questions. Line: its {confidence:.0%} interval. Dashed: the model before "
+        f"Dot: greedy accuracy over {num_questions:,} questions. Line: its {confidence:.0%} CI. Dashed: the model before "
         "training. Arms answer the same questions, so their differences are known better than overlapping lines suggest.",
         "accuracy",
         estimates,
@@ -49,7 +49,7 @@ def difference_forest(estimates: Sequence[Estimate], confidence: float) -> Figur
         "differences",
         "Difference to plain self-training",
         "Dot: accuracy less that of the vanilla arm with the same loss and seeds, on the same questions, in points. Line: "
-        f"its {confidence:.0%} interval, not corrected for the number of arms. A line that crosses 0 may be chance.",
+        f"its {confidence:.0%} CI, not adjusted for the number of arms. Where the line crosses 0, the difference may be chance.",
         "points",
         estimates,
         0.0,

@@ -74,6 +74,11 @@ def render_page(f: ReportData, chapters: list[Chapter]) -> str:
         other_rows=[row for row in f.comparisons if row not in shown],
         facts=_facts(f),
         note=_note(f),
+        confidence=f"{f.config.evaluation.confidence:.0%}",
+        corrected={
+            column: sum(getattr(row, column) is not None for row in f.comparisons)
+            for column in ("to_default", "to_vanilla")
+        },
         draw=_draw,
         cells=_cells,
         provenance=list(_provenance_rows(f)),
@@ -113,9 +118,9 @@ def _basis(f: ReportData) -> str:
         return ""
     num_seeds = max(len(row.members) for row in f.comparisons)
     corrected = sum(row.to_vanilla is not None for row in f.comparisons)
-    parts = [f"{f.config.evaluation.confidence:.0%} intervals"]
+    parts = [f"{f.config.evaluation.confidence:.0%} CI in brackets"]
     parts += [f"means of {num_seeds} seeds"] if num_seeds > 1 else ["one seed"]
-    parts += [f"p corrected for {corrected} comparisons"] if corrected > 1 else []
+    parts += [f"p Holm-adjusted over {corrected} comparisons"] if corrected > 1 else []
     return f"{', '.join(parts)}."
 
 

@@ -23,6 +23,8 @@ from east_ray.weighting.mappings import effective_sample_size
 MAX_CURVES = 7  # as many as there are colours
 MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
 MAX_HISTOGRAMS = 4  # drawn over each other
+MAX_IDS = 5  # questions named per reason
+COUNT_COLUMNS = ["num_samples", "num_correct", "num_incorrect", "num_errors", "num_unanswered", "num_truncated"]
 MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
 
 CURVES = (
@@ -73,7 +75,41 @@ def weights(f: ReportData) -> Chapter | None:
         "Plain self-training has all of them.",
     )
     title = "What was trained on, and how much each question counts"
-    return Chapter("weights", "Weights", title, "", tuple(figures), (table,))
+    tables = (table, completions_table(f), left_out_table(f))
+    return Chapter("weights", "Weights", title, "", tuple(figures), tuple(table for table in tables if table.rows))
+
+
+def completions_table(f: ReportData) -> Table:
+    """Verdicts of the sampled or imported completions."""
+    rows, imported = [], ""
+    for name, directory in f.weight_directories().items():
+        counts = f.run.read_table(directory, "grades", columns=COUNT_COLUMNS)
+        samples, *others = (int(np.sum(counts[column])) for column in COUNT_COLUMNS)
+        rows.append((name, f"{samples:,}", *(percent(count / max(samples, 1)) for count in others)))
+        if file := (f.run.manifest(f"{directory}/samples") or {}).get("settings", {}).get("imported"):
+            imported += f" They were imported from {file}, and their text was tokenized once for training."
+    return Table(
+        ("completions of", "completions", "correct", "incorrect", "not gradable", "no answer", "truncated"),
+        tuple(rows),
+        "Completions of the training questions. Those that could not be graded count as neither correct nor incorrect; "
+        f"those without an extractable answer are incorrect.{imported}",
+    )
+
+
+def left_out_table(f: ReportData) -> Table:
+    """Why questions are not trained on, and which ones."""
+    rows = []
+    for name, directory in f.weight_directories().items():
+        questions = f.run.read_table(directory, "weights", columns=["question_id", "reason"]).to_pylist()
+        prefix = f"{name}: " if len(f.weight_directories()) > 1 else ""
+        for reason, count in Counter(row["reason"] for row in questions if row["reason"]).most_common():
+            ids = [row["question_id"] for row in questions if row["reason"] == reason][:MAX_IDS]
+            rows.append((prefix + reason, f"{count:,}", ", ".join(ids) + (", ..." if count > len(ids) else "")))
+    return Table(
+        ("left out because", "questions", "which"),
+        tuple(rows),
+        "Questions left out of training. The list below can show each.",
+    )
 
 
 def training(f: ReportData) -> Chapter | None:

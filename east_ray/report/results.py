@@ -196,7 +196,9 @@ def rounds(f: ReportData) -> Chapter | None:
         moves = [np.array(row.moved) for row in by_arm[arm] if row.moved is not None]
         if moves and len(figures) <= MAX_FLOWS:
             figures.append(charts.state_flow(arm, moves))
-    tables = [table for table in (round_table(by_round), drift_table(by_arm)) if table.rows]
+    tables = [
+        table for table in (round_table(by_round, f.config.evaluation.confidence), drift_table(by_arm)) if table.rows
+    ]
     if not figures and not tables:
         return None
     model = "that model" if f.config.run.start_from == "previous" else "the first model again"
@@ -214,7 +216,7 @@ def compare_rounds(f: ReportData, arms: Collection[str]) -> dict[int, list[Compa
     return found
 
 
-def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
+def round_table(by_round: Mapping[int, Sequence[Comparison]], confidence: float) -> Table:
     """Accuracy of every arm after each round, and its difference to its vanilla arm."""
     body = [
         (f"{row.name}, round {t}", percent(row.accuracy), interval(row.low, row.high), difference(row.to_vanilla))
@@ -222,8 +224,10 @@ def round_table(by_round: Mapping[int, Sequence[Comparison]]) -> Table:
         for row in rows
         if row.name != DEFAULT
     ]
-    columns = ("arm, round", "accuracy", "interval", "difference to vanilla")
-    return Table(columns, tuple(body), "Test accuracy after every round.")
+    columns = ("arm, round", "accuracy", f"{confidence:.0%} CI", "difference to vanilla")
+    return Table(
+        columns, tuple(body), "Test accuracy after every round; differences in points, p Holm-adjusted within a round."
+    )
 
 
 def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
@@ -291,7 +295,7 @@ def measure_table(f: ReportData) -> Table | None:
     return Table(
         ("weights from", "mean accuracy", *(f"a = {a:g}" for a in exponents)),
         tuple(rows),
-        "By measure, over the exponents all of them share. The intervals of the first table show how much of a difference may be chance.",
+        "By measure, over the exponents all of them share. The confidence intervals of the first table show how much of a difference may be chance.",
     )
 
 

@@ -20,9 +20,10 @@ from east_ray.arms import paper_arms
 from east_ray.config.load import Arm, from_dict
 from east_ray.evaluation.comparison import Comparison, Difference, vanilla_arms
 from east_ray.records import CORRECT, INCORRECT, UserError
-from east_ray.report import paper, question_browser, results
+from east_ray.report import paper, process, question_browser, results
 from east_ray.report.data import ReportData
 from east_ray.report.page import write_report
+from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory
 from tests.support.browser import CHROMIUM, Page, open_page
 from tests.support.run_factory import make_run
@@ -142,7 +143,7 @@ def test_a_reproduction_puts_the_paper_s_table_beside_its_own(tmp_path: Path) ->
     assert "mean of 2 seeds" in page
     assert "Seeds differ in the order of training alone" in page
     assert "s 2 seeds the first is drawn." in page
-    assert "95% intervals, means of 2 seeds, p corrected for " in page
+    assert "95% CI in brackets, means of 2 seeds, p Holm-adjusted over " in page
 
 
 def test_a_run_with_a_base_evaluation_alone_has_a_report(tmp_path: Path) -> None:
@@ -439,3 +440,33 @@ def test_chosen_exponents_of_several_families_share_one_holm_correction() -> Non
     table = results.chosen_table(replace(f, comparisons=tested), results.exponent_families(f, rows))
     assert [row[4].rpartition(", ")[2] for row in table.rows] == ["p = 0.04", "p = 0.04"]
     assert "Holm-adjusted over these 2 choices" in table.caption
+
+
+def table_of(page: str, heading: str) -> list[list[str]]:
+    """Rows of the table whose first column has this heading, as text."""
+    body = next(part for part in page.split("<table")[1:] if f"{heading}</th>" in part).partition("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", body, re.S)][1:]
+
+
+def test_the_page_counts_verdicts_and_names_the_questions_left_out(plain: RunDirectory) -> None:
+    grades = plain.read_table("round-00", "grades").to_pydict()
+    share = sum(grades["num_correct"]) / sum(grades["num_samples"])
+    row = table_of(page_of(plain), "completions of")[0]
+    assert row[:3] == ["all arms", f"{sum(grades['num_samples']):,}", f"{100 * share:.1f}%"]
+    left_out = [row for row in plain.read_table("round-00", "weights").to_pylist() if row["reason"]]
+    shown = {
+        reason: (count, which.removesuffix(", ...").split(", "))
+        for reason, count, which in table_of(page_of(plain), "left out because")
+    }
+    for reason, (count, which) in shown.items():
+        ids = [row["question_id"] for row in left_out if row["reason"] == reason]
+        assert int(count) == len(ids)
+        assert which == ids[: process.MAX_IDS]
+    assert sum(int(count) for count, _ in shown.values()) == len(left_out)
+
+
+def test_the_page_says_where_imported_completions_come_from(tmp_path: Path) -> None:
+    run = make_run(tmp_path, num_train=32)
+    Artifact(run, "round-00/samples", settings={"imported": "theirs.jsonl"}).complete()
+    write_report(run)
+    assert "They were imported from theirs.jsonl" in page_of(run)
