@@ -1,27 +1,28 @@
-"""Results side by side, in numbers: every arm against the model before training and against its own vanilla arm.
+"""Paired comparison of a run's arms, in numbers: each against the model before training and against its own vanilla arm.
 
-"default" is the model before training; an arm's vanilla is the one with the same loss, settings and samples but all
-weights 1. Comparisons are paired question by question, and p-values corrected by Holm's method over all arms.
-`verdict.py` says the same in words.
+"default" is the model before training; an arm's vanilla is the one with the same loss and seed but all weights 1, of
+equal training settings where there is one (`Difference.differs` names them where not). Comparisons are paired question
+by question, and p-values corrected by Holm's method over all arms. `summary.py` says the same in words.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from east_ray.config.load import Arm, Config
 from east_ray.evaluation.statistics import (
-    combine_seeds,
+    accuracy_interval,
     holm,
-    mcnemar_exact,
     minimum_detectable_effect,
-    paired_bootstrap,
-    wilson_interval,
+    paired_difference,
+    sign_flip_p,
 )
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
@@ -51,7 +52,9 @@ class Difference:
     p_adjusted: float  # Holm's, over all arms with such a baseline
     gained: float  # questions only the arm answers correctly (mean over seeds)
     lost: float  # questions only the baseline does
-    detectable: float  # the smallest difference these questions would have shown in 8 of 10 tries
+    detectable: float  # minimum detectable effect: found with a chance of POWER, at the corrected level
+    comparisons: int = 1  # differences that the correction covers
+    differs: tuple[str, ...] = ()  # training settings that differ from the baseline's besides the weights
 
 
 @dataclass(frozen=True)
@@ -70,36 +73,66 @@ class Comparison:
 
 def read_measured(run: RunDirectory, config: Config, split: str) -> list[Measured]:
     """Everything evaluated on a split ("evaluation": the test questions, or "validation"), default first, then by round."""
-    places = [(DEFAULT, 0, "base")]
-    places += [
+    found = [(DEFAULT, 0, "base")]
+    found += [
         (arm.name, t + 1, f"round-{t:02d}/arms/{arm.name}") for t in range(config.run.rounds) for arm in config.arms
     ]
     return [
-        Measured(name, rounds, f"{place}/{split}")
-        for name, rounds, place in places
-        if run.exists(place, split, "metrics.json")
+        Measured(name, rounds, f"{directory}/{split}")
+        for name, rounds, directory in found
+        if run.exists(directory, split, "metrics.json")
     ]
 
 
 def vanilla_arms(config: Config) -> dict[str, str]:
-    """Arm -> the arm to compare it with: all weights 1, the same training and seed. Vanilla arms map to themselves."""
+    """Arm -> the arm to compare it with: all weights 1, same loss and seed, and equal training settings if there is one.
+
+    Vanilla arms map to themselves. `differing_settings` says what else differs.
+    """
     plain = [arm for arm in config.arms if _is_plain(config, arm)]
     result = {}
     for arm in config.arms:
-        for strict in (True, False):  # an arm with a learning rate of its own still has the same loss to compare with
-            twins = [other for other in plain if _twin_key(config, other, strict) == _twin_key(config, arm, strict)]
-            if twins and arm.name not in result:
-                result[arm.name] = arm.name if arm in plain else twins[0].name
+        own = config.for_arm(arm)
+        twins = [
+            other
+            for other in plain
+            if (theirs := config.for_arm(other)).run.seed == own.run.seed and theirs.training.loss == own.training.loss
+        ]
+        if arm in plain:
+            result[arm.name] = arm.name
+        elif twins:
+            result[arm.name] = min(twins, key=lambda twin: len(differing_settings(config, arm, twin))).name
     return result
+
+
+def differing_settings(config: Config, arm: Arm, other: Arm) -> tuple[str, ...]:
+    """Training settings that differ besides the weights, e.g. `training.epochs 10 (vanilla: 3)`."""
+    own, theirs = (_flat(config.for_arm(a).training.identity(), "training") for a in (arm, other))
+    names = [name for name in sorted(own) if own[name] != theirs.get(name) and name != "training.local_weight"]
+    return tuple(f"{name} {own[name]} ({other.name}: {theirs.get(name)})" for name in names)
 
 
 def seed_groups(config: Config) -> dict[str, tuple[str, ...]]:
     """Name -> arms that differ in run.seed alone. A group of several is named by what its arms' names share."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[int, str]] = {}
     for arm in config.arms:
-        own = {key: value for key, value in arm.set.items() if key != "run.seed"}
-        groups.setdefault(repr(sorted(own.items())), []).append(arm.name)
-    return {_shared_name(names): tuple(names) for names in groups.values()}
+        own = config.for_arm(arm)
+        settings = {
+            "rounds": arm.rounds or config.run.rounds,
+            **own.model_dump(mode="json", exclude={"arms", "sweep", "reproduce"}),
+        }
+        settings["run"] = {key: value for key, value in settings["run"].items() if key != "seed"}
+        key = json.dumps(settings, sort_keys=True)
+        if own.run.seed in groups.get(key, {}):  # an equal arm, not another seed of it
+            key += arm.name
+        groups.setdefault(key, {})[own.run.seed] = arm.name
+    result: dict[str, tuple[str, ...]] = {}
+    for seeds in groups.values():
+        members = tuple(seeds.values())
+        name = _shared_name(members)
+        taken = {DEFAULT, *result, *(arm.name for arm in config.arms)} - set(members)
+        result[members[0] if name in taken else name] = members
+    return result
 
 
 def at_round(config: Config, measured: Sequence[Measured]) -> dict[str, Measured]:
@@ -114,7 +147,7 @@ def compare(run: RunDirectory, config: Config, measured: Mapping[str, Measured])
 
     All rows answer the same questions; UserError when they do not.
     """
-    correct = {name: _read_correct(run, m) for name, m in measured.items()}
+    correct = {name: read_correct(run, m.directory) for name, m in measured.items()}
     ids = next(iter(correct.values()), {}).keys()
     for name, answers in correct.items():
         if answers.keys() != ids:
@@ -122,89 +155,80 @@ def compare(run: RunDirectory, config: Config, measured: Mapping[str, Measured])
                 f"{measured[name].directory} and {next(iter(measured.values())).directory} were evaluated on different "
                 f"questions, so they cannot be compared; use --restart-from evaluate"
             )
+    confidence, groups = config.evaluation.confidence, {DEFAULT: (DEFAULT,), **seed_groups(config)}
+    groups = {name: found for name, members in groups.items() if (found := tuple(m for m in members if m in correct))}
     vanilla = vanilla_arms(config)
-    groups = {DEFAULT: (DEFAULT,), **seed_groups(config)}
-    rows = []
+    baselines = {"to_default": {}, "to_vanilla": {}}
     for name, members in groups.items():
-        members = tuple(member for member in members if member in correct)
-        if not members:
-            continue
-        answers_SQ = _matrix(correct, members, ids)
-        twins = [vanilla[member] for member in members if vanilla.get(member, member) != member]
-        baselines = {"default": [DEFAULT] * len(members) if name != DEFAULT else [], "vanilla": twins}
-        differences = {
-            baseline: difference_of(
-                answers_SQ, _matrix(correct, names, ids), baseline_name, config.evaluation.confidence
-            )
-            for baseline, names in baselines.items()
-            if len(names) == len(members) and all(other in correct for other in names)
-            for baseline_name in [_shared_name(names)]
-        }
-        low, high = accuracy_interval(answers_SQ, config.evaluation.confidence)
-        both = differences.get("default"), differences.get("vanilla")
-        rows.append(Comparison(name, members, len(ids), float(answers_SQ.mean()), low, high, *both))
-    return _corrected(_corrected(rows, "to_default"), "to_vanilla")
+        twins = tuple(vanilla[m] for m in members if vanilla.get(m, m) != m)
+        if name != DEFAULT and DEFAULT in correct:
+            baselines["to_default"][name] = (DEFAULT,) * len(members)
+        if len(twins) == len(members) and all(twin in correct for twin in twins):
+            baselines["to_vanilla"][name] = twins
+    rows = {}
+    for name, members in groups.items():
+        answers_S_Q = matrix(correct, members, ids)
+        low, high = accuracy_interval(answers_S_Q, confidence)
+        rows[name] = Comparison(name, members, len(ids), float(answers_S_Q.mean()), low, high, None, None)
+    for column, baseline_of in baselines.items():
+        found = {}
+        for name, twins in baseline_of.items():
+            pair = matrix(correct, groups[name], ids), matrix(correct, twins, ids)
+            found[name] = difference_of(*pair, _shared_name(twins), confidence, comparisons=len(baseline_of))
+            if column == "to_vanilla":
+                arms = {arm.name: arm for arm in config.arms}
+                differs = differing_settings(config, arms[groups[name][0]], arms[twins[0]])
+                found[name] = replace(found[name], differs=differs)
+        adjusted = holm([d.p_value for d in found.values()])
+        for (name, d), p_adjusted in zip(found.items(), adjusted, strict=True):
+            rows[name] = replace(rows[name], **{column: replace(d, p_adjusted=p_adjusted)})
+    return list(rows.values())
 
 
-def accuracy_interval(correct_SQ: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of one seed; of several, the one that covers which seeds were drawn, too."""
-    if len(correct_SQ) == 1:
-        return wilson_interval(int(correct_SQ.sum()), correct_SQ.size, confidence)
-    interval = combine_seeds(correct_SQ, confidence)
-    return max(interval.low, 0.0), min(interval.high, 1.0)
-
-
-def difference_of(arm_SQ: np.ndarray, baseline_SQ: np.ndarray, baseline: str, confidence: float) -> Difference:
+def difference_of(
+    arm_S_Q: np.ndarray, baseline_S_Q: np.ndarray, baseline: str, confidence: float, comparisons: int = 1
+) -> Difference:
     """An arm less its baseline; (seeds, questions) of booleans, seed s of the one beside seed s of the other.
 
-    One seed: paired bootstrap and McNemar's exact test. Several: an interval over questions and seeds, and its p-value.
+    The interval is Bonett and Price's over questions and seeds; the p-value the larger of the exact test's (McNemar's
+    for one seed) and of the interval's. Where p is not below 1 - confidence, the interval includes 0.
     """
-    gained = float(np.mean(np.sum(arm_SQ & ~baseline_SQ, axis=1)))
-    lost = float(np.mean(np.sum(baseline_SQ & ~arm_SQ, axis=1)))
-    if len(arm_SQ) == 1:
-        interval = paired_bootstrap(arm_SQ[0], baseline_SQ[0], confidence=confidence)
-        p_value = mcnemar_exact(round(gained), round(lost))
-        detectable = minimum_detectable_effect(arm_SQ.size, (gained + lost) / arm_SQ.size, confidence=confidence)
+    difference_S_Q = arm_S_Q.astype(float) - baseline_S_Q
+    num_seeds, num_questions = difference_S_Q.shape
+    found = paired_difference(difference_S_Q)
+    p_value = max(found.p_value(), sign_flip_p(difference_S_Q))
+    low, high = found.mean - found.half_width(confidence), found.mean + found.half_width(confidence)
+    if p_value >= 1 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    estimate = float(difference_S_Q.mean())
+    gained, lost = (float(np.mean(np.sum(difference_S_Q == sign, axis=1))) for sign in (1, -1))
+    corrected = 1 - (1 - confidence) / comparisons
+    if num_seeds == 1:
+        share = (gained + lost) / num_questions
+        detectable = minimum_detectable_effect(num_questions, share, confidence=corrected, power=POWER)
     else:
-        difference_SQ = arm_SQ.astype(float) - baseline_SQ
-        interval = combine_seeds(difference_SQ, confidence)
-        p_value = _p_value(difference_SQ)
-        z_test, z_power = stats.norm.ppf([(1 + confidence) / 2, POWER])
-        detectable = (interval.high - interval.low) / 2 * (1 + z_power / z_test)
+        detectable = found.half_width(corrected) + float(stats.norm.ppf(POWER)) * found.standard_error
     return Difference(
-        baseline, interval.estimate, interval.low, interval.high, p_value, p_value, gained, lost, float(detectable)
+        baseline,
+        estimate,
+        max(min(low, estimate), -1.0),
+        min(max(high, estimate), 1.0),
+        p_value,
+        p_value,
+        gained,
+        lost,
+        detectable if detectable < 1 else float("inf"),
+        comparisons,
     )
 
 
-def _p_value(difference_SQ: np.ndarray) -> float:
-    """1 - the largest confidence at which the interval over questions and seeds leaves out 0."""
-    excludes, includes = 0.0, 1.0
-    for _ in range(40):
-        middle = (excludes + includes) / 2
-        interval = combine_seeds(difference_SQ, middle)
-        if interval.low <= 0 <= interval.high:
-            includes = middle
-        else:
-            excludes = middle
-    return 1 - excludes
-
-
-def _corrected(rows: Sequence[Comparison], field: str) -> list[Comparison]:
-    """Holm's correction of one column's p-values, over the rows that have one."""
-    present = [i for i, row in enumerate(rows) if getattr(row, field) is not None]
-    adjusted = holm([getattr(rows[i], field).p_value for i in present])
-    result = list(rows)
-    for i, p_adjusted in zip(present, adjusted, strict=True):
-        result[i] = replace(rows[i], **{field: replace(getattr(rows[i], field), p_adjusted=float(p_adjusted))})
-    return result
-
-
-def _read_correct(run: RunDirectory, measured: Measured) -> dict[str, bool]:
-    columns = run.read_table(measured.directory, "eval.parquet", columns=["question_id", "correct"]).to_pydict()
+def read_correct(run: RunDirectory, directory: str) -> dict[str, bool]:
+    """Question id -> whether an evaluation directory's model answered it correctly, in the order of the questions."""
+    columns = run.read_table(directory, "eval.parquet", columns=["question_id", "correct"]).to_pydict()
     return dict(zip(columns["question_id"], columns["correct"], strict=True))
 
 
-def _matrix(correct: Mapping[str, Mapping[str, bool]], names: Sequence[str], ids: Collection[str]) -> np.ndarray:
+def matrix(correct: Mapping[str, Mapping[str, bool]], names: Sequence[str], ids: Collection[str]) -> np.ndarray:
     """(seeds, questions) of booleans."""
     return np.array([[correct[name][question_id] for question_id in ids] for name in names])
 
@@ -214,10 +238,13 @@ def _is_plain(config: Config, arm: Arm) -> bool:
     return own.weighting.mapping == "power" and own.weighting.exponent == 0 and own.training.local_weight == "none"
 
 
-def _twin_key(config: Config, arm: Arm, strict: bool) -> tuple[str, ...]:
-    own = config.for_arm(arm)
-    settings = {key: value for key, value in own.training.identity().items() if key != "local_weight"}
-    return (str(own.run.seed), own.training.loss, repr(sorted(settings.items())) if strict else "")
+def _flat(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}.{key}"
+        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _shared_name(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from east_ray.config.sections import EvaluationConfig, GradingConfig, ModelConfig, SamplingConfig
-from east_ray.evaluation.statistics import maj_at_k, pass_at_k, wilson_interval
+from east_ray.evaluation.statistics import accuracy_interval, maj_at_k, pass_at_k
 from east_ray.records import CORRECT, ERROR, UserError
 from east_ray.rollouts.run import RolloutJob, run_rollouts
 from east_ray.runs.directory import RunDirectory, jsonable
@@ -184,7 +184,7 @@ def accuracy_of(correct: np.ndarray, confidence: float) -> Accuracy:
     if not len(correct):
         raise UserError("there are no questions to evaluate on; set questions.test")
     num_correct = int(np.sum(correct))
-    low, high = wilson_interval(num_correct, len(correct), confidence)
+    low, high = accuracy_interval(np.asarray(correct)[None], confidence)
     return Accuracy(len(correct), num_correct, num_correct / len(correct), low, high)
 
 

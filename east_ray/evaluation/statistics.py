@@ -1,4 +1,4 @@
-"""Is a difference real? Intervals and tests for accuracies on the same questions, and unbiased pass@k and maj@k. Pure.
+"""Intervals and tests for accuracies and their paired differences, and unbiased pass@k and maj@k. Pure.
 
 Shape suffixes: Q questions, S seeds. Accuracies and their differences are shares (0.01 is one point).
 """
@@ -10,55 +10,93 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval."""
+class SeedMean:
+    """A mean over seeds and questions: its standard error over both, and the degrees of freedom of that."""
 
-    estimate: float
-    low: float
-    high: float
+    mean: float
+    standard_error: float
+    freedom: float
+
+    def half_width(self, confidence: float) -> float:
+        """Half of Student's t interval."""
+        return float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.standard_error
+
+    def p_value(self) -> float:
+        """Two-sided, that the mean is 0: 1 - the largest confidence whose interval leaves out 0."""
+        if not self.standard_error:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.standard_error, self.freedom))
 
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927): stays inside [0, 1] and is right even for 0 or all successes; (0, 1) if total is 0."""
-    if total == 0:
-        return 0.0, 1.0
-    z = _normal_quantile(confidence)
-    share = successes / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+def mean_over_seeds(values_S_Q: np.ndarray) -> SeedMean:
+    """Two-way random effects: which questions and which seeds were drawn.
 
-
-def paired_bootstrap(
-    first_Q: np.ndarray,
-    second_Q: np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Mean of first - second over the same questions, with the percentile interval of resampling questions.
-
-    Entries are booleans, or means over seeds. Equal seeds give equal intervals, whatever the order of the questions.
+    Variance of question means + variance of seed means - the residual both contain, and never less than either of the
+    first two, so that equal seeds are as sure as one of them and no surer; Satterthwaite's degrees of freedom.
     """
-    difference_Q = np.asarray(first_Q, dtype=np.float64) - np.asarray(second_Q, dtype=np.float64)
-    # Resampling questions is drawing how often each distinct difference occurs, and there are few of them.
-    values, counts = np.unique(difference_Q, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-    means = drawn @ values / counts.sum()
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(counts @ values / counts.sum()), float(low), float(high))
+    values = np.asarray(values_S_Q, dtype=np.float64)
+    num_seeds, num_questions = values.shape
+    mean = float(values.mean())
+    by_question = float(np.var(values.mean(axis=0), ddof=1)) / num_questions
+    variance, freedom = by_question, float(num_questions - 1)
+    if num_seeds > 1:
+        by_seed = float(np.var(values.mean(axis=1), ddof=1)) / num_seeds
+        residual = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + mean
+        shared = float((residual**2).sum()) / ((num_seeds - 1) * (num_questions - 1)) / values.size
+        variance = max(by_question + by_seed - shared, by_question, by_seed)
+        if variance > 0:
+            freedom = variance**2 / (by_question**2 / (num_questions - 1) + by_seed**2 / (num_seeds - 1))
+    return SeedMean(mean, math.sqrt(variance), max(freedom, 1.0))
 
 
-def mcnemar_exact(gained: int, lost: int) -> float:
-    """Two-sided p-value that questions only one model answers are as often the first's as the second's; 1 if there are none."""
-    if gained + lost == 0:
-        return 1.0
-    return float(min(1.0, 2 * stats.binom.cdf(min(gained, lost), gained + lost, 0.5)))
+def accuracy_interval(correct_S_Q: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the accuracy over seeds and questions: Wilson's (1927), inside [0, 1] and right for 0 and for all correct.
+
+    Several seeds count as the number of questions that has their standard error (Korn and Graubard 1998), with Student's
+    t; equal seeds count as one. (0, 1) without questions.
+    """
+    num_seeds, num_questions = correct_S_Q.shape
+    if not num_questions:
+        return 0.0, 1.0
+    share, size, quantile = float(np.mean(correct_S_Q)), float(num_questions), stats.norm.ppf((1 + confidence) / 2)
+    if num_seeds > 1 and num_questions > 1 and 0 < share < 1:
+        found = mean_over_seeds(correct_S_Q)
+        size = share * (1 - share) / found.standard_error**2 * num_questions / (num_questions - 1)
+        quantile = stats.t.ppf((1 + confidence) / 2, found.freedom)
+    centre = (share + quantile**2 / (2 * size)) / (1 + quantile**2 / size)
+    spread = math.sqrt(share * (1 - share) / size + quantile**2 / (4 * size**2))
+    half = quantile / (1 + quantile**2 / size) * spread
+    return float(centre - half) if share > 0 else 0.0, float(centre + half) if share < 1 else 1.0
+
+
+def paired_difference(difference_S_Q: np.ndarray) -> SeedMean:
+    """Difference of two models on the same questions, of entries -1, 0, 1, shrunk as by Bonett and Price (2012).
+
+    Two questions are added, one that each model alone answers, which keeps the interval honest where few or no
+    answers differ. Student's t over questions and seeds.
+    """
+    added = np.tile([1.0, -1.0], (len(difference_S_Q), 1))
+    return mean_over_seeds(np.concatenate([difference_S_Q, added], axis=1))
+
+
+def sign_flip_p(difference_S_Q: np.ndarray) -> float:
+    """Exact two-sided p-value that every question's mean difference is as often positive as negative.
+
+    For one seed this is McNemar's exact test. 1 where the models never differ.
+    """
+    totals_Q = np.abs(np.asarray(difference_S_Q).sum(axis=0).astype(int))
+    ways = np.ones(1)  # chance of each sum of randomly signed differences, from the smallest sum up in steps of 2
+    for size, count in zip(*np.unique(totals_Q[totals_Q > 0], return_counts=True), strict=True):
+        steps = np.zeros(size * count + 1)
+        steps[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        ways = np.convolve(ways, steps)
+    sums = 2 * np.arange(len(ways)) - (len(ways) - 1)
+    observed = abs(int(np.asarray(difference_S_Q).sum()))
+    return float(min(ways[np.abs(sums) >= observed].sum(), 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -79,43 +117,15 @@ def minimum_detectable_effect(
     `discordant_share` is the share of questions on which the two models differ; the difference cannot exceed it, and
     infinity means that even then it would not show (Connor 1987, the normal approximation of McNemar's test).
     """
-    z_test, z_power = _normal_quantile(confidence), float(stats.norm.ppf(power))
+    z_test, z_power = stats.norm.ppf([(1 + confidence) / 2, power])
 
-    def needed(effect: float) -> float:
+    def excess(effect: float) -> float:  # falls with the effect
         spread = math.sqrt(max(discordant_share - effect * effect, 0.0))
-        return ((z_test * math.sqrt(discordant_share) + z_power * spread) / effect) ** 2
+        return float(z_test * math.sqrt(discordant_share) + z_power * spread - effect * math.sqrt(num_questions))
 
-    if discordant_share <= 0 or needed(discordant_share) > num_questions:
+    if discordant_share <= 0 or excess(discordant_share) > 0:
         return math.inf
-    low, high = 0.0, discordant_share  # needed() falls with the effect
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if middle > 0 and needed(middle) <= num_questions else (middle, high)
-    return high
-
-
-def combine_seeds(difference_S_Q: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Mean difference over seeds and questions, its interval covering both which questions and which seeds were drawn.
-
-    Two-way random effects: variance of question means + variance of seed means - the residual both contain; Student's t
-    with Satterthwaite's degrees of freedom. With one seed only the questions' variance is known, and only that is used.
-    """
-    d = np.asarray(difference_S_Q, dtype=np.float64)
-    num_seeds, num_questions = d.shape
-    mean = float(d.mean())
-    if num_questions == 1:
-        return Interval(mean, -math.inf, math.inf)  # nothing says how questions vary
-    by_question = float(np.var(d.mean(axis=0), ddof=1)) / num_questions
-    variance, freedom = by_question, float(num_questions - 1)
-    if num_seeds > 1:
-        by_seed = float(np.var(d.mean(axis=1), ddof=1)) / num_seeds
-        residual = d - d.mean(axis=0) - d.mean(axis=1, keepdims=True) + mean
-        shared = float((residual**2).sum()) / ((num_seeds - 1) * (num_questions - 1)) / d.size
-        variance = max(by_question + by_seed - shared, by_question, by_seed)
-        if variance > 0:
-            freedom = variance**2 / (by_question**2 / (num_questions - 1) + by_seed**2 / (num_seeds - 1))
-    half = float(stats.t.ppf((1 + confidence) / 2, max(freedom, 1.0))) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half)
+    return float(optimize.brentq(excess, 0.0, discordant_share))  # type: ignore[arg-type]
 
 
 def pass_at_k(num_samples: np.ndarray | int, num_correct: np.ndarray | int, k: int) -> np.ndarray:
@@ -167,7 +177,3 @@ def _others_fit(sizes: np.ndarray, winner: int, votes: int, rest: int, chance: f
             total[:, got:] += share * factor * ways[:, : rest + 1 - got]
         ways = total
     return float(ways[:, rest] @ node_weights) / 2
-
-
-def _normal_quantile(confidence: float) -> float:
-    return float(stats.norm.ppf((1 + confidence) / 2))

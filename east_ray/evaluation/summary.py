@@ -1,7 +1,7 @@
-"""Results side by side, in words and as the terminal's table: what a run showed, and what it could not have shown.
+"""Paired comparison of a run's arms, in words and as the terminal's table: what a run showed and what it could not show.
 
-An arm is called better or worse only when its corrected p-value is below 1 - confidence; otherwise the sentence says
-which difference these questions could have shown.
+An arm is called better or worse only when its Holm-adjusted p-value is below 1 - confidence, which its interval at the
+adjusted confidence then bears out by leaving out 0; otherwise the sentence gives the minimum detectable effect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from east_ray.evaluation.statistics import minimum_detectable_effect
 from east_ray.formatting import points, probability
 from east_ray.runs.directory import RunDirectory
 
-DISAGREEMENT = (0.02, 0.05, 0.1, 0.2)  # shares of the questions that two models may answer differently
+DISAGREEMENT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that two models may answer differently
 MAX_SENTENCES = 3  # more inconclusive arms than this share one sentence
 
 
@@ -33,14 +33,14 @@ class Summary:
 
 
 def render_table(run: RunDirectory) -> Group | None:
-    """The terminal's table with its verdict below; None while nothing is evaluated."""
+    """The terminal's table with its summary below; None while nothing is evaluated."""
     config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
     rows = compare(run, config, at_round(config, read_measured(run, config, "evaluation")))
     if not rows:
         return None
     confidence = config.evaluation.confidence
     table = Table(
-        title=f"Accuracy on {rows[0].num_questions:,} test questions{seeds(rows)}; {confidence:.0%} intervals, differences in points",
+        title=f"Accuracy on {rows[0].num_questions:,} test questions{seeds(rows)}; {confidence:.0%} CI, differences in points",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -51,45 +51,66 @@ def render_table(run: RunDirectory) -> Group | None:
     for row in rows:
         accuracy = f"{100 * row.accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]"
         table.add_row(row.name, accuracy, _cell(row.to_default), _cell(row.to_vanilla))
-    verdict = describe(rows, confidence)
-    return Group(table, Text("\n".join([f"{verdict.headline}.", *verdict.sentences])))
+    summary = describe(rows, confidence)
+    return Group(table, Text("\n".join([f"{summary.headline}.", *summary.sentences])))
 
 
 def describe(rows: Sequence[Comparison], confidence: float) -> Summary:
     """Say what the rows of `compare` show and what they cannot show."""
     if not rows:
         return Summary("Nothing has been evaluated yet", ())
-    level = 1 - confidence
     default = next((row for row in rows if row.name == DEFAULT), None)
     trained = [row for row in rows if row.name != DEFAULT]
     if not trained:
         return Summary(f"Before training: {100 * rows[0].accuracy:.1f}% of {rows[0].num_questions:,} questions", ())
-    weighted = [row for row in trained if row.to_vanilla is not None]
+    weighted = [(row, row.to_vanilla) for row in trained if row.to_vanilla is not None]
     sentences = []
     if default is not None:
         first = next((row for row in trained if row.to_vanilla is None), trained[0])
-        sentences.append(_training_sentence(default, first, level))
-    clear = [row for row in weighted if _is_clear(row, level)]
-    unclear = [row for row in weighted if not _is_clear(row, level)]
-    sentences += [_weighting_sentence(row, level) for row in clear]
+        sentences.append(_training_sentence(default, first, confidence))
+    clear = [(row, d) for row, d in weighted if is_significant(d, confidence)]
+    unclear = [(row, d) for row, d in weighted if not is_significant(d, confidence)]
+    sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in clear]
     if len(unclear) > MAX_SENTENCES:
-        sentences.append(_together(unclear))
+        sentences.append(_together([d for _, d in unclear]))
     else:
-        sentences += [_weighting_sentence(row, level) for row in unclear]
-    headline = _headline_of_weights(weighted, level) if weighted else _headline_of_training(trained[0], default, level)
-    return Summary(headline, tuple(sentences))
+        sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in unclear]
+    if not weighted:
+        return Summary(_headline_of_training(trained[0], default, confidence), tuple(sentences))
+    return Summary(_headline_of_weights(weighted, confidence), tuple(sentences))
 
 
 def detectable_differences(num_questions: int, confidence: float) -> str:
-    """What so many test questions can show, said before anything is spent on answering them."""
+    """The minimum detectable difference of so many test questions, said before anything is spent on answering them."""
     sizes = {share: minimum_detectable_effect(num_questions, share, confidence=confidence) for share in DISAGREEMENT}
-    shown = [f"{100 * size:.1f} points on {share:.0%}" for share, size in sizes.items() if size < 1]
+    shown = [
+        f"{100 * size:.1f} points if the models disagree on {share:.0%}" for share, size in sizes.items() if size < 1
+    ]
     if not shown:
         return f"{num_questions:,} test questions are too few to show a difference"
+    shown = [shown[0] + " of them", *(text.replace("if the models disagree on", "on") for text in shown[1:4])]
     return (
-        f"{num_questions:,} test questions can show, in 8 of 10 tries at {confidence:.0%} and by the share on which two models "
-        f"disagree: {', '.join(shown)}"
+        f"minimum detectable difference on {num_questions:,} test questions ({confidence:.0%} confidence, 80% power, one "
+        f"comparison): {', '.join(shown)}"
     )
+
+
+def is_significant(d: Difference, confidence: float) -> bool:
+    """Whether the difference may be called one: its Holm-adjusted p-value is below 1 - confidence."""
+    return d.p_adjusted < 1 - confidence
+
+
+def difference_sentence(name: str, d: Difference, num_questions: int, confidence: float) -> str:
+    """One difference with its interval, and either its p-value or the minimum detectable effect."""
+    differs = f" Their settings differ: {', '.join(d.differs)}." if d.differs else ""
+    if d.gained == d.lost == 0:
+        return (
+            f"{name} and {d.baseline} answer exactly the same of these {num_questions:,} questions correctly.{differs}"
+        )
+    found = f"{name} \u2212 {d.baseline} = {_known(d, confidence)}"
+    if is_significant(d, confidence):
+        return f"{found}, {_p(d)}.{differs}"
+    return f"{found}: not significant ({_detectable(d.detectable, d.detectable)}).{differs}"
 
 
 def seeds(rows: Sequence[Comparison]) -> str:
@@ -98,26 +119,26 @@ def seeds(rows: Sequence[Comparison]) -> str:
     return f", mean of {most} seeds" if most > 1 else ""
 
 
-def _headline_of_training(row: Comparison, default: Comparison | None, level: float) -> str:
+def _headline_of_training(row: Comparison, default: Comparison | None, confidence: float) -> str:
     if row.to_default is None or default is None:
         return f"After training: {100 * row.accuracy:.1f}% of {row.num_questions:,} questions"
-    if row.to_default.p_adjusted >= level:
-        return "Training made no difference that these questions could show"
+    if not is_significant(row.to_default, confidence):
+        return f"No significant difference to the base model ({points(row.to_default.estimate)} points)"
     return f"Training moved accuracy from {100 * default.accuracy:.1f}% to {100 * row.accuracy:.1f}%"
 
 
-def _headline_of_weights(weighted: Sequence[Comparison], level: float) -> str:
+def _headline_of_weights(weighted: Sequence[tuple[Comparison, Difference]], confidence: float) -> str:
     if len(weighted) == 1:
-        row, d = weighted[0], weighted[0].to_vanilla
-        assert d is not None
-        if not _is_clear(row, level):
-            return f"{row.name} and {d.baseline} cannot be told apart ({points(d.estimate)} points)"
+        ((row, d),) = weighted
+        if not is_significant(d, confidence):
+            return f"No significant difference between {row.name} and {d.baseline} ({points(d.estimate)} points)"
         verb = "beats" if d.estimate > 0 else "falls behind"
-        return f"{row.name} {verb} {d.baseline} by {abs(100 * d.estimate):.1f} points"
-    clear = [row.to_vanilla for row in weighted if row.to_vanilla and _is_clear(row, level)]
+        other = ", with other training settings" if d.differs else ""
+        return f"{row.name} {verb} {d.baseline} by {abs(100 * d.estimate):.1f} points{other}"
+    clear = [d for _, d in weighted if is_significant(d, confidence)]
     better, worse = sum(d.estimate > 0 for d in clear), sum(d.estimate < 0 for d in clear)
     if not clear:
-        return f"None of {len(weighted)} weighted arms can be told apart from plain self-training"
+        return f"None of {len(weighted)} weighted arms differs significantly from plain self-training"
     beat, fall = ("beats" if better == 1 else "beat"), ("falls" if worse == 1 else "fall")
     if not worse:
         return f"{better} of {len(weighted)} weighted arms {beat} plain self-training"
@@ -126,61 +147,46 @@ def _headline_of_weights(weighted: Sequence[Comparison], level: float) -> str:
     return f"Of {len(weighted)} weighted arms, {better} {beat} plain self-training and {worse} {fall} behind"
 
 
-def _training_sentence(default: Comparison, row: Comparison, level: float) -> str:
+def _training_sentence(default: Comparison, row: Comparison, confidence: float) -> str:
     d = row.to_default
     assert d is not None
     if d.gained == d.lost == 0:
-        answers = f"answers exactly the same of these {row.num_questions:,} questions correctly"
-        return f"{row.name} {answers} as the model before training."
-    moved = f"{row.name} moved accuracy from {100 * default.accuracy:.1f}% to {100 * row.accuracy:.1f}%"
-    end = "" if d.p_adjusted < level else ", which chance alone could explain"
-    return f"Against the model before training, {moved} ({_known(d)}, p {probability(d.p_adjusted)}){end}."
-
-
-def _weighting_sentence(row: Comparison, level: float) -> str:
-    d = row.to_vanilla
-    assert d is not None
-    if d.gained == d.lost == 0:
         return (
-            f"{row.name} and {d.baseline} answer exactly the same of these {row.num_questions:,} questions correctly."
+            f"{row.name} answers exactly the same of these {row.num_questions:,} questions correctly as the base model."
         )
-    if _is_clear(row, level):
-        better = "better" if d.estimate > 0 else "worse"
-        return f"{row.name} is {better} than {d.baseline} by {_known(d)}, p {probability(d.p_adjusted)}."
-    return (
-        f"{row.name} and {d.baseline} differ by {_known(d)}: these {row.num_questions:,} questions cannot tell them apart; "
-        f"{_detectable(d.detectable, d.detectable)}."
-    )
+    moved = f"{row.name}: {100 * default.accuracy:.1f}% \u2192 {100 * row.accuracy:.1f}%"
+    end = "" if is_significant(d, confidence) else ": not significant"
+    by = _known(d, confidence).replace(" points", " points over the base model", 1)
+    return f"{moved} ({by}, {_p(d)}){end}."
 
 
-def _together(rows: Sequence[Comparison]) -> str:
-    """One sentence for many arms that cannot be told apart from their vanilla ones."""
-    differences = [row.to_vanilla for row in rows if row.to_vanilla is not None]
+def _together(differences: Sequence[Difference]) -> str:
+    """One sentence for many arms without a significant difference to their vanilla ones."""
     lowest, highest = min(d.estimate for d in differences), max(d.estimate for d in differences)
+    detectable = [d.detectable for d in differences]
     return (
-        f"{len(rows)} arms differ from plain self-training by {points(lowest)} to {points(highest)} points: these "
-        f"{rows[0].num_questions:,} questions cannot tell them apart from it; "
-        f"{_detectable(min(d.detectable for d in differences), max(d.detectable for d in differences))}."
+        f"{len(differences)} arms differ from plain self-training by {points(lowest)} to {points(highest)} points: not "
+        f"significant ({_detectable(min(detectable), max(detectable))})."
     )
 
 
-def _is_clear(row: Comparison, level: float) -> bool:
-    return row.to_vanilla is not None and row.to_vanilla.p_adjusted < level
+def _known(d: Difference, confidence: float) -> str:
+    return f"{points(d.estimate)} points, {confidence:.0%} CI [{points(d.low)}, {points(d.high)}]"
 
 
-def _known(d: Difference) -> str:
-    return f"{points(d.estimate)} points, interval [{points(d.low)}, {points(d.high)}]"
+def _p(d: Difference) -> str:
+    return f"{'Holm-adjusted p' if d.comparisons > 1 else 'p'} {probability(d.p_adjusted)}"
 
 
 def _detectable(least: float, most: float) -> str:
-    """What could have been seen, between the arm for which it was easiest and the one for which it was hardest."""
+    """The minimum detectable effect, from the arm for which it is smallest to the one for which it is largest."""
     if least >= 1:
-        return "the arms disagree on too few of them to show any difference"
+        return "the arms disagree on too few questions to show any difference"
     if most >= 1:
-        return f"a difference of {100 * least:.1f} points or more could have been seen"
+        return f"minimum detectable effect {100 * least:.1f} points or more"
     if round(100 * least, 1) == round(100 * most, 1):
-        return f"a difference of {100 * least:.1f} points could have been seen"
-    return f"differences of {100 * least:.1f} to {100 * most:.1f} points, by arm, could have been seen"
+        return f"minimum detectable effect {100 * least:.1f} points"
+    return f"minimum detectable effect {100 * least:.1f} to {100 * most:.1f} points, by arm"
 
 
 def _cell(d: Difference | None) -> str:

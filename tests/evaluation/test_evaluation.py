@@ -29,9 +29,11 @@ from east_ray.evaluation.comparison import (
     vanilla_arms,
 )
 from east_ray.evaluation.evaluate import EVALUATIONS, evaluate, summarise
+from east_ray.evaluation.statistics import minimum_detectable_effect
 from east_ray.evaluation.summary import describe, detectable_differences, render_table
 from east_ray.records import CORRECT, ERROR, INCORRECT, QUESTIONS, UserError, prompt_hash
 from east_ray.report import paper
+from east_ray.report.page import write_report
 from east_ray.runs.directory import RunDirectory
 from tests.support.run_factory import make_run
 
@@ -234,26 +236,24 @@ DEFAULT_ROW, VANILLA_ROW = row("default", 0.1, None, 1.0), row("vanilla", 0.4, N
 
 def test_a_difference_within_noise_is_called_just_that() -> None:
     verdict = describe([DEFAULT_ROW, VANILLA_ROW, row("east", 0.404, 0.004, 0.8, detectable=0.029)], 0.95)
-    assert verdict.headline == "east and vanilla cannot be told apart (+0.4 points)"
-    assert verdict.sentences[0].startswith(
-        "Against the model before training, vanilla moved accuracy from 10.0% to 40.0%"
-    )
-    assert verdict.sentences[1] == (
-        "east and vanilla differ by +0.4 points, interval [−1.6, +2.4]: these 1,000 questions cannot tell them apart; "
-        "a difference of 2.9 points could have been seen."
+    assert verdict.headline == "No significant difference between east and vanilla (+0.4 points)"
+    assert verdict.sentences == (
+        "vanilla: 10.0% → 40.0% (+30.0 points over the base model, 95% CI [+28.0, +32.0], p < 0.001).",
+        "east − vanilla = +0.4 points, 95% CI [−1.6, +2.4]: not significant (minimum detectable effect 2.9 points).",
     )
 
 
 def test_a_significant_loss_is_not_dressed_up() -> None:
-    verdict = describe([DEFAULT_ROW, VANILLA_ROW, row("east", 0.35, -0.05, 0.001)], 0.95)
+    verdict = describe([DEFAULT_ROW, VANILLA_ROW, row("east", 0.35, -0.05, 1e-5)], 0.95)
     assert verdict.headline == "east falls behind vanilla by 5.0 points"
-    assert "east is worse than vanilla" in verdict.sentences[1]
+    assert verdict.sentences[1] == "east − vanilla = −5.0 points, 95% CI [−7.0, −3.0], p < 0.001."
 
 
 def test_the_confidence_of_the_config_decides_what_counts_as_significant() -> None:
     rows = [DEFAULT_ROW, VANILLA_ROW, row("east", 0.44, 0.04, 0.03)]
     assert "beats" in describe(rows, 0.95).headline
-    assert "cannot be told apart" in describe(rows, 0.99).headline
+    assert "No significant difference" in describe(rows, 0.99).headline
+    assert "99% CI" in describe(rows, 0.99).sentences[1]
 
 
 def test_arms_that_answer_alike_are_said_to() -> None:
@@ -269,7 +269,7 @@ def test_arms_that_answer_alike_are_said_to() -> None:
 def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
     rows = [DEFAULT_ROW, VANILLA_ROW, *(row(f"a{i}", 0.4, i / 1000, 0.5) for i in range(-3, 4))]
     verdict = describe(rows, 0.95)
-    assert verdict.headline == "None of 7 weighted arms can be told apart from plain self-training"
+    assert verdict.headline == "None of 7 weighted arms differs significantly from plain self-training"
     assert len(verdict.sentences) == 2
     mixed = [*rows, row("good", 0.5, 0.1, 1e-6), row("bad", 0.3, -0.1, 1e-6)]
     assert describe(mixed, 0.95).headline == "Of 9 weighted arms, 1 beats plain self-training and 1 falls behind"
@@ -278,8 +278,8 @@ def test_many_arms_get_one_headline_and_no_winner_out_of_noise() -> None:
 def test_a_run_without_weighted_arms_says_what_training_did() -> None:
     assert describe([DEFAULT_ROW, VANILLA_ROW], 0.95).headline == "Training moved accuracy from 10.0% to 40.0%"
     unclear = describe([DEFAULT_ROW, row("vanilla", 0.11, None, 0.6)], 0.95)
-    assert unclear.headline == "Training made no difference that these questions could show"
-    assert "which chance alone could explain" in unclear.sentences[0]
+    assert unclear.headline == "No significant difference to the base model (+1.0 points)"
+    assert unclear.sentences[0].endswith("p = 0.6): not significant.")
     same = row("vanilla", 0.1, None, 1.0)
     assert same.to_default is not None
     same = replace(same, to_default=replace(same.to_default, gained=0.0, lost=0.0))
@@ -296,21 +296,22 @@ def test_arms_that_all_differ_one_way_are_counted_together(by: float, words: str
 
 def test_questions_that_could_have_shown_nothing_are_said_to() -> None:
     few = row("east", 0.41, 0.01, 1.0, detectable=math.inf)
-    assert "disagree on too few of them" in describe([DEFAULT_ROW, VANILLA_ROW, few], 0.95).sentences[1]
+    assert "disagree on too few questions" in describe([DEFAULT_ROW, VANILLA_ROW, few], 0.95).sentences[1]
     others = [row(f"a{i}", 0.41, 0.01, 1.0, detectable=0.05) for i in range(3)]
     many = describe([DEFAULT_ROW, VANILLA_ROW, few, *others], 0.95)
-    assert "a difference of 5.0 points or more could have been seen" in many.sentences[1]
+    assert "minimum detectable effect 5.0 points or more" in many.sentences[1]
 
 
 def test_what_the_test_questions_can_show_is_said_beforehand_and_grows_with_them() -> None:
     sizes = [
-        [float(size) for size in re.findall(r"([\d.]+) points on", detectable_differences(n, 0.95))]
+        [float(size) for size in re.findall(r"([\d.]+) points (?:on|if)", detectable_differences(n, 0.95))]
         for n in (1000, 4000)
     ]
     assert len(sizes[0]) == 4
     # Connor (1987): the smallest visible difference falls with the root of the number of questions.
     assert sizes[0] == pytest.approx([2 * size for size in sizes[1]], rel=0.1)
     assert "too few" in detectable_differences(3, 0.95)
+    assert "on 30 test questions" in detectable_differences(30, 0.95)
 
 
 def test_the_terminal_s_table_fits_eighty_columns_and_ends_with_the_verdict(tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_the_terminal_s_table_fits_eighty_columns_and_ends_with_the_verdict(tmp_
     text = console.export_text()
     assert "…" not in text
     assert re.search(r"default\s+\d+\.\d% \[\d+\.\d, \d+\.\d\]", text)
-    assert "questions cannot" in text or "better" in text or "worse" in text
+    assert "95% CI" in text
 
 
 def test_there_is_no_table_before_anything_is_evaluated(tmp_path: Path) -> None:
@@ -443,3 +444,109 @@ def tiny_test_questions(tiny_model: Path, tiny_questions: Path, count: int) -> p
     assert table.schema.equals(QUESTIONS)
     assert table["prompt_hash"][0].as_py() == prompt_hash(table["prompt_token_ids"][0].as_py())
     return table
+
+
+def test_a_seed_groups_name_never_hides_another_arm(tmp_path: Path) -> None:
+    arms = [
+        Arm(name="east-seed0", set={"run.seed": 0}),
+        Arm(name="east-seed1", set={"run.seed": 1}),
+        Arm(name="east", set={"weighting.clip": 3.0}),
+        Arm(name="default-seed0", set={"run.seed": 0, "weighting.exponent": 2}),
+        Arm(name="default-seed1", set={"run.seed": 1, "weighting.exponent": 2}),
+    ]
+    assert seed_groups(config_with(*arms)) == {
+        "east-seed0": ("east-seed0", "east-seed1"),
+        "east": ("east",),
+        "default-seed0": ("default-seed0", "default-seed1"),
+    }
+    run = make_run(tmp_path, num_train=40, num_test=50, arms=arms[:3])
+    assert write_report(run).endswith("report.html")
+
+
+def test_arms_of_other_rounds_and_equal_arms_are_no_seeds_of_each_other() -> None:
+    arms = [Arm(name="east", rounds=1), Arm(name="east-long", rounds=3), Arm(name="vanilla", set=VANILLA)]
+    assert list(seed_groups(config_with(*arms, run={"rounds": 3}))) == ["east", "east-long", "vanilla"]
+    twice = [Arm(name="east"), Arm(name="again"), Arm(name="other", set={"run.seed": 7})]
+    assert seed_groups(config_with(*twice)) == {"east": ("east", "other"), "again": ("again",)}
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_equal_seeds_are_as_sure_as_one_seed_even_at_0_and_at_100_percent(seeds: int) -> None:
+    one, several = np.ones((1, 3), bool), np.ones((seeds, 3), bool)
+    alone, pooled = (difference_of(right, ~right, "b", 0.95) for right in (one, several))
+    assert pooled.p_value == pytest.approx(alone.p_value) == pytest.approx(0.25)
+    assert (pooled.low, pooled.high) == pytest.approx((alone.low, alone.high))
+    assert pooled.low <= 0
+    assert pooled.high == 1
+    assert pooled.detectable == math.inf
+
+
+def test_no_interval_leaves_the_possible_differences() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        arm, baseline = rng.random((2, 2, 3)) < rng.random()
+        d = difference_of(arm, baseline, "b", 0.95)
+        assert -1 <= d.low <= d.estimate <= d.high <= 1
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_difference_is_significant_exactly_where_its_interval_leaves_out_0(seeds: int) -> None:
+    for gained in range(12):
+        for lost in range(12):
+            arm, baseline = np.zeros((2, seeds, 300), bool)
+            arm[:, :gained] = baseline[:, gained : gained + lost] = True
+            d = difference_of(arm, baseline, "b", 0.95)
+            assert (d.p_value < 0.05) == (d.low > 0 or d.high < 0)
+
+
+def test_a_comparison_with_other_settings_names_them(tmp_path: Path) -> None:
+    fast = {"training.sft.learning_rate": 1e-3, "training.epochs": 10.0}
+    arms = [Arm(name="vanilla", set=VANILLA), Arm(name="east", set=fast)]
+    run = make_run(tmp_path, num_train=40, num_test=200, gains={"vanilla": 0.05, "east": 0.4}, arms=arms)
+    config = from_dict(run.read_json("config.json"), "test")
+    rows = compare(run, config, at_round(config, read_measured(run, config, "evaluation")))
+    differs = rows[-1].to_vanilla
+    assert differs is not None
+    assert differs.differs == (
+        "training.epochs 10.0 (vanilla: 3.0)",
+        "training.sft.learning_rate 0.001 (vanilla: 2e-06)",
+    )
+    summary = describe(rows, 0.95)
+    assert summary.headline.endswith("with other training settings")
+    assert "training.epochs 10.0 (vanilla: 3.0)" in summary.sentences[-1]
+
+
+def test_the_vanilla_arm_of_equal_settings_is_preferred() -> None:
+    fast = {"training.epochs": 10.0}
+    arms = [
+        Arm(name="vanilla", set=VANILLA),
+        Arm(name="fast-vanilla", set=VANILLA | fast),
+        Arm(name="fast-east", set=fast),
+    ]
+    assert vanilla_arms(config_with(*arms))["fast-east"] == "fast-vanilla"
+
+
+def test_a_detectable_effect_grows_with_the_number_of_comparisons(tmp_path: Path) -> None:
+    arms = [Arm(name="vanilla", set=VANILLA), *(Arm(name=f"a{a}", set={"weighting.exponent": a}) for a in (0.5, 1, 2))]
+    run = make_run(tmp_path, arms=arms, num_train=8, num_test=300)
+    config = from_dict(run.read_json("config.json"), "test")
+    rows = compare(run, config, at_round(config, read_measured(run, config, "evaluation")))
+    for row in rows:
+        if (d := row.to_vanilla) is not None:
+            alone = minimum_detectable_effect(300, (d.gained + d.lost) / 300)
+            assert d.comparisons == 3
+            assert d.detectable > alone
+
+
+def test_pass_at_k_of_the_drift_is_over_all_questions() -> None:
+    counts = {"num_samples": [16] * 90 + [64] * 10, "num_correct": [16] * 90 + [0] * 10}
+    table = pa.table(
+        {
+            "question_id": [str(i) for i in range(100)],
+            **counts,
+            "cluster_sizes": [[n] for n in counts["num_samples"]],
+            "mean_tokens": [10.0] * 100,
+        }
+    )
+    found = drift.describe("a", 0, table, None)
+    assert (found.k, found.pass_at_1, found.pass_at_k) == (16, pytest.approx(0.9), pytest.approx(0.9))

@@ -14,44 +14,89 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from east_ray.evaluation.statistics import (
-    combine_seeds,
+    accuracy_interval,
     holm,
     maj_at_k,
-    mcnemar_exact,
+    mean_over_seeds,
     minimum_detectable_effect,
-    paired_bootstrap,
+    paired_difference,
     pass_at_k,
-    wilson_interval,
+    sign_flip_p,
 )
 
 
-def test_wilson_interval_equals_newcombes_published_example() -> None:
+def answers(successes: int, total: int, seeds: int = 1) -> np.ndarray:
+    return np.tile(np.arange(total) < successes, (seeds, 1))
+
+
+def differences(gained: int, lost: int, total: int, seeds: int = 1) -> np.ndarray:
+    return np.tile(np.repeat([1.0, -1.0, 0.0], [gained, lost, total - gained - lost]), (seeds, 1))
+
+
+def test_the_interval_of_one_seed_equals_newcombes_published_example_of_wilsons() -> None:
     # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert accuracy_interval(answers(81, 263)) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert accuracy_interval(answers(0, 20)) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_interval_equals_scipys(successes: int, total: int, confidence: float) -> None:
+def test_the_interval_of_one_seed_equals_scipys(successes: int, total: int, confidence: float) -> None:
     successes = min(successes, total)
-    ours = wilson_interval(successes, total, confidence)
     theirs = stats.binomtest(successes, total).proportion_ci(confidence, method="wilson")
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert accuracy_interval(answers(successes, total), confidence) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-12
+    )
 
 
-def test_wilson_interval_of_nothing_says_nothing() -> None:
-    assert wilson_interval(0, 0) == (0.0, 1.0)
+def test_the_interval_of_no_questions_says_nothing() -> None:
+    assert accuracy_interval(answers(0, 0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("successes", [0, 40, 194, 200])
+def test_equal_seeds_are_as_sure_of_an_accuracy_as_one_seed(successes: int) -> None:
+    one, three = accuracy_interval(answers(successes, 200)), accuracy_interval(answers(successes, 200, seeds=3))
+    assert three == pytest.approx(one, abs=1e-3)
+    assert three[1] - three[0] >= one[1] - one[0]
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_exact_test_of_one_seed_is_mcnemars(gained: int, lost: int) -> None:
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert sign_flip_p(differences(gained, lost, 100)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_equals_a_hand_count() -> None:
     # 1 lost and 9 gained: 2 * (C(10,0) + C(10,1)) / 2^10.
-    assert mcnemar_exact(9, 1) == pytest.approx(22 / 1024)
-    assert mcnemar_exact(1, 9) == pytest.approx(22 / 1024)
+    assert sign_flip_p(differences(9, 1, 20)) == pytest.approx(22 / 1024)
+    assert sign_flip_p(differences(1, 9, 20)) == pytest.approx(22 / 1024)
 
 
-def test_mcnemar_without_or_with_balanced_disagreement_is_one() -> None:
-    assert mcnemar_exact(0, 0) == 1.0
-    assert mcnemar_exact(6, 6) == 1.0
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_the_exact_test_of_several_seeds_equals_flipping_every_questions_sign(rows: list[list[float]]) -> None:
+    difference_S_Q = np.array(rows).T
+    means = difference_S_Q.mean(axis=0)
+    flipped = [abs(np.dot(signs, means)) for signs in itertools.product([1, -1], repeat=len(means))]
+    expected = np.mean([total >= abs(means.sum()) - 1e-9 for total in flipped])
+    assert sign_flip_p(difference_S_Q) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (12, 4), (30, 25)])
+def test_a_paired_difference_of_one_seed_is_bonett_and_prices(gained: int, lost: int) -> None:
+    # Bonett and Price 2012: (f12 - f21) / (n + 2), with variance (p12 + p21 - (p12 - p21)^2) / (n + 2).
+    n, found = 400, paired_difference(differences(gained, lost, 400))
+    p12, p21 = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    assert found.mean == pytest.approx(p12 - p21)
+    assert found.standard_error == pytest.approx(math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2)), rel=0.002)
+
+
+def test_equal_seeds_are_as_sure_of_a_difference_as_one_seed() -> None:
+    for gained, lost in ((0, 0), (3, 0), (20, 9)):
+        one, three = (paired_difference(differences(gained, lost, 100, seeds)) for seeds in (1, 3))
+        assert (three.mean, three.half_width(0.95)) == pytest.approx((one.mean, one.half_width(0.95)))
+        assert sign_flip_p(differences(gained, lost, 100, 3)) == pytest.approx(
+            sign_flip_p(differences(gained, lost, 100))
+        )
 
 
 def test_holm_equals_a_worked_example() -> None:
@@ -77,66 +122,28 @@ def test_minimum_detectable_effect_is_infinite_when_nothing_could_show() -> None
     assert minimum_detectable_effect(1000, 0.0) == math.inf
 
 
-def test_paired_bootstrap_agrees_with_the_normal_interval_on_many_questions() -> None:
-    rng = np.random.default_rng(0)
-    first, second = rng.random(5000) < 0.55, rng.random(5000) < 0.5
-    interval = paired_bootstrap(first, second)
-    difference = first.astype(float) - second
-    half = 1.96 * difference.std() / math.sqrt(5000)
-    assert interval.estimate == pytest.approx(difference.mean())
-    assert (interval.low, interval.high) == pytest.approx(
-        (difference.mean() - half, difference.mean() + half), abs=1e-3
-    )
-
-
-def test_paired_bootstrap_depends_on_the_seed_and_not_on_the_order_of_questions() -> None:
-    rng = np.random.default_rng(3)
-    first, second = rng.random(200), rng.random(200)
-    order = rng.permutation(200)
-    assert paired_bootstrap(first, second, seed=5) == paired_bootstrap(first[order], second[order], seed=5)
-    assert paired_bootstrap(first, second, seed=5).low != paired_bootstrap(first, second, seed=6).low
-
-
-def test_paired_bootstrap_of_equal_models_is_exactly_zero() -> None:
-    same = np.array([True, False, True])
-    assert paired_bootstrap(same, same) == paired_bootstrap(~same, ~same)
-    assert paired_bootstrap(same, same).high == 0.0
-
-
-def test_paired_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        both, first_only, second_only = 0.4, 0.12, 0.08
-        kind = rng.choice(4, size=300, p=[both, first_only, second_only, 1 - both - first_only - second_only])
-        interval = paired_bootstrap(kind <= 1, (kind == 0) | (kind == 2), confidence=0.9, resamples=500)
-        covered += interval.low <= first_only - second_only <= interval.high
-    assert 0.85 <= covered / 300 <= 0.95
-
-
-def test_combining_seeds_covers_the_truth_when_seeds_differ() -> None:
+def test_a_mean_over_seeds_covers_the_truth_when_seeds_differ() -> None:
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(400):
         effects = 0.03 * rng.standard_normal((4, 1)) + 0.1 * rng.standard_normal((1, 100))
-        covered += (i := combine_seeds(0.02 + effects + 0.3 * rng.standard_normal((4, 100)))).low <= 0.02 <= i.high
+        found = mean_over_seeds(0.02 + effects + 0.3 * rng.standard_normal((4, 100)))
+        covered += abs(found.mean - 0.02) <= found.half_width(0.95)
     assert 0.9 <= covered / 400 <= 0.99
 
 
-def test_one_seed_gives_the_ordinary_t_interval_over_questions() -> None:
-    difference = np.random.default_rng(0).standard_normal(50)
-    interval = combine_seeds(difference[None, :])
-    expected = stats.t.interval(0.95, 49, loc=difference.mean(), scale=difference.std(ddof=1) / math.sqrt(50))
-    assert (interval.low, interval.high) == pytest.approx(expected)
+def test_one_seed_gives_the_ordinary_t_interval_and_test_over_questions() -> None:
+    values = np.random.default_rng(0).standard_normal(50)
+    found = mean_over_seeds(values[None, :])
+    low, high = stats.t.interval(0.95, 49, loc=values.mean(), scale=values.std(ddof=1) / math.sqrt(50))
+    assert (found.mean - found.half_width(0.95), found.mean + found.half_width(0.95)) == pytest.approx((low, high))
+    assert found.p_value() == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
 
 
-def test_one_question_says_nothing_about_others() -> None:
-    assert combine_seeds(np.array([[1.0], [0.0]])).high == math.inf
-
-
-def test_identical_seeds_that_all_agree_leave_no_interval() -> None:
-    interval = combine_seeds(np.full((3, 10), 0.25))
-    assert (interval.low, interval.high) == pytest.approx((0.25, 0.25))
+@given(st.integers(0, 10**6))
+def test_a_p_value_is_where_the_interval_begins_to_leave_out_0(seed: int) -> None:
+    found = mean_over_seeds(np.random.default_rng(seed).standard_normal((3, 20)))
+    assert found.half_width(1 - found.p_value()) == pytest.approx(abs(found.mean), rel=1e-6)
 
 
 @given(st.integers(1, 12), st.data())

@@ -1,0 +1,77 @@
+"""Coverage and power by simulation: what the intervals, p-values and detectable effects of a comparison promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from east_ray.evaluation.comparison import Difference, difference_of
+from east_ray.evaluation.statistics import accuracy_interval, holm
+
+NUM_QUESTIONS = 5_000  # MATH's test set
+RUNS = 2_000
+
+
+def simulated(rng: np.random.Generator, seeds: int, accuracy: float, gain: float, lose: float) -> tuple:
+    """Answers (seeds, questions) of an arm with that accuracy and of its baseline.
+
+    The arm alone answers a share `gain` of the questions and the baseline alone `lose`. On half of the questions every
+    seed of the arm turns out alike, on the other half each seed is drawn by itself.
+    """
+    wrong = 1 - accuracy + gain - lose
+    baseline_Q = rng.random(NUM_QUESTIONS) >= wrong
+    draw_S_Q = rng.random((seeds, NUM_QUESTIONS))
+    alike_Q = rng.random(NUM_QUESTIONS) < 0.5
+    draw_S_Q[:, alike_Q] = draw_S_Q[0, alike_Q]
+    chance_Q = np.where(baseline_Q, lose / (1 - wrong), gain / max(wrong, 1e-12))
+    return baseline_Q ^ (draw_S_Q < chance_Q), np.tile(baseline_Q, (seeds, 1))
+
+
+def split(accuracy: float, disagreement: float) -> tuple[float, float]:
+    """(gain, lose): no difference where the accuracy leaves room for it, else the smallest one."""
+    lose = min(disagreement / 2, 1 - accuracy)
+    return disagreement - lose, lose
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("accuracy", [0.5, 0.97, 1.0])
+@pytest.mark.parametrize("disagreement", [0.02, 0.05, 0.2])
+def test_intervals_cover_the_truth_in_95_of_100_runs_and_no_difference_is_found_in_at_most_5(
+    seeds: int, accuracy: float, disagreement: float
+) -> None:
+    gain, lose = split(accuracy, disagreement)
+    rng = np.random.default_rng([seeds, int(100 * accuracy), int(100 * disagreement)])
+    covered, accuracy_covered, found = 0, 0, 0
+    for _ in range(RUNS):
+        arm, baseline = simulated(rng, seeds, accuracy, gain, lose)
+        d = difference_of(arm, baseline, "baseline", 0.95)
+        low, high = accuracy_interval(arm)
+        covered += d.low <= gain - lose <= d.high
+        accuracy_covered += low <= accuracy <= high
+        found += d.p_value < 0.05
+        assert (d.p_value < 0.05) == (d.low > 0 or d.high < 0)
+    assert 0.935 <= covered / RUNS <= 0.97
+    assert accuracy_covered == RUNS if accuracy == 1 else 0.935 <= accuracy_covered / RUNS <= 0.97
+    assert gain != lose or found / RUNS <= 0.055
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("comparisons", [1, 4, 16])
+@pytest.mark.parametrize("disagreement", [0.05, 0.2])
+def test_a_detectable_effect_is_found_in_75_to_85_of_100_runs_under_the_correction_of_the_verdict(
+    seeds: int, comparisons: int, disagreement: float
+) -> None:
+    rng = np.random.default_rng([seeds, comparisons, int(100 * disagreement)])
+
+    def compared(effect: float, corrected_for: int = 1) -> Difference:
+        shares = (disagreement + effect) / 2, (disagreement - effect) / 2
+        return difference_of(*simulated(rng, seeds, 0.5, *shares), "baseline", 0.95, corrected_for)
+
+    effect = float(np.median([compared(0.0, comparisons).detectable for _ in range(200)]))
+    found = 0
+    for _ in range(RUNS // 2):
+        p_values = [compared(by).p_value for by in [effect, *[0.0] * (comparisons - 1)]]
+        found += holm(p_values)[0] < 0.05
+    assert 0.75 <= found / (RUNS // 2) <= 0.85
