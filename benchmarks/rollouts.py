@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,10 @@ class Timed:
     def __init__(self, engine: Engine, file: str) -> None:
         self._engine, self._file = engine, Path(file)
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
         if not self._file.exists():
             self._file.write_text(str(time.time()))
-        return self._engine.generate(requests, finished)
+        return self._engine.generate(requests)
 
     def load(self, path: str) -> None:
         self._engine.load(path)
@@ -76,7 +76,7 @@ def open_timed(settings: EngineSettings) -> Timed:
     from east_ray.rollouts.vllm_engine import open_engine
 
     engine = open_engine(settings)
-    engine.generate([Request("", [5, 6, 7], 128, 1)], lambda result: None)
+    engine.generate([Request("", [5, 6, 7], 128, 1)])
     return Timed(engine, os.environ["EAST_RAY_STARTED"])
 
 
@@ -134,19 +134,17 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     """The sampling pool of `run_rollouts` without the graders behind it."""
     import ray
 
-    from east_ray.console import quiet_ray_data
     from east_ray.rollouts.actors import RolloutSpec
+    from east_ray.console import quiet_ray_data
     from east_ray.rollouts.pools import engine_pool, shard_row
-    from east_ray.rollouts.progress import Tally
     from east_ray.rollouts.shards import Shard, count_questions, count_shards
-    from east_ray.runs.cluster import on_driver_node
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
-    plan = RolloutSpec(run, [JOB], model, sampling, seed, round_index, "", open_timed)
+    spec = RolloutSpec(run, [JOB], model, sampling, seed, round_index, "", open_timed)
     with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)
-        dataset = engine_pool(dataset, count, plan, on_driver_node(Tally))
+        dataset = engine_pool(dataset, count, spec)
         assert sum(len(batch["job"]) for batch in dataset.iter_batches(batch_size=None)) == count
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ from east_ray.rollouts.engine import (
     one_line,
     question_seed,
 )
-from east_ray.rollouts.progress import ShardProgress
 from east_ray.rollouts.sample_shard import sample_shard
 from east_ray.runs.directory import RunDirectory
 
@@ -66,11 +66,11 @@ class RolloutSpec:
 class Sampler:
     """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
 
-    def __init__(self, plan: RolloutSpec, tally: Any) -> None:
+    def __init__(self, plan: RolloutSpec) -> None:
         from ray.util.metrics import Counter
 
         exit_without_cpp_handlers()
-        self._plan, self._tally = plan, tally
+        self._plan = plan
         self._gate = ModelLock()
         self._failure = ""
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
@@ -92,7 +92,7 @@ class Sampler:
         if not row["samples"]:
             return row
         try:
-            return {**row, "failed": self._sample(int(row["job"]), int(row["shard"]))["failed"]}
+            return {**row, **self._sample(int(row["job"]), int(row["shard"]))}
         except EngineDied:
             os._exit(1)  # Ray starts the actor, and with it an engine, anew and gives it the shard again
         except UserError as error:
@@ -103,29 +103,36 @@ class Sampler:
             with suppress(Exception):
                 self._engine.close()
 
-    def _sample(self, job_index: int, index: int) -> dict[str, Any]:
+    def _sample(self, job_index: int, index: int) -> dict[str, float]:
+        """Write one shard of completions; what was drawn for it, and when."""
         plan, job = self._plan, self._plan.jobs[job_index]
         attempt = Attempt(plan.run, job.samples, index, plan.session)
         alone = attempt.number > ATTEMPTS_TOGETHER
         with self._gate.enter((job.model, index if alone else None)):
             self._load(job.model)
+            began = time.time()
             questions = shards.questions_of_shard(plan.run, job.questions, index, plan.sampling.questions_per_shard)
-            before = (
-                shards.read_shard(plan.run, job.samples, index)
-                if plan.run.exists(job.samples, shards.shard_name(index))
-                else None
-            )
-            report = ShardProgress(self._tally, (job_index, index), self._tokens, self._samples)
+            old = shards.read_footer(plan.run, job.samples, index)
+            before = shards.read_shard(plan.run, job.samples, index) if old else None
             generate = attempt.one_by_one(self._engine) if alone else self._engine.generate
             table = sample_shard(
                 questions,
                 before,
                 num_samples=_wanted(plan, job, index) if before is not None else plan.sampling.num_samples,
                 seed_of=lambda question_id: question_seed(plan.seed, plan.round_index, question_id),
-                generate=lambda requests: generate(requests, report.add),
+                generate=generate,
             )
-            report.send()
-            return shards.write_samples(plan.run, table, job.samples, index, plan.sampling.num_samples)
+            footer = shards.write_samples(plan.run, table, job.samples, index, plan.sampling.num_samples)
+        samples, tokens, truncated = (
+            footer[name] - (old[name] if old else 0) for name in ("samples", "tokens", "truncated")
+        )
+        if tokens:
+            self._tokens.inc(tokens)
+        for reason, count in (("stop", samples - truncated), ("length", truncated)):
+            if count:
+                self._samples.inc(count, {"finish_reason": reason})
+        drawn = {"sampled": samples, "tokens": tokens, "truncated": truncated}
+        return {"failed": footer["failed"], **drawn, "began": began, "ended": time.time()}
 
     def _load(self, model: str) -> None:
         if model == self._loaded:
@@ -242,17 +249,17 @@ class Attempt:
             self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
         self._save(None)
 
-    def one_by_one(self, engine: Engine) -> Callable[..., list[Result]]:
+    def one_by_one(self, engine: Engine) -> Callable[[Sequence[Request]], list[Result]]:
         """`engine.generate` for one question after the other, without those that the engine died of."""
 
-        def generate(requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+        def generate(requests: Sequence[Request]) -> list[Result]:
             results: list[Result] = []
             for request in requests:
                 if (deaths := self._deaths.get(request.question_id, 0)) >= DEATHS_PER_QUESTION:
                     results.append(Refusal(f"the engine died {deaths} times while sampling this question alone"))
                     continue
                 self._save(request.question_id)
-                results += engine.generate([request], finished)
+                results += engine.generate([request])
             return results
 
         return generate

@@ -61,8 +61,8 @@ class EngineSettings:
 class Engine(Protocol):
     """What the pool asks of an engine. `generate` raises EngineDied when only a new engine can go on."""
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
-        """Sample every request; several threads may call at once. `finished` hears of each as it leaves the engine."""
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Sample every request; several threads may call at once."""
         ...
 
     def load(self, path: str) -> None:

@@ -28,7 +28,8 @@ RELEASE_SECONDS = 10.0
 
 def shard_row(job: int, shard: Shard) -> dict[str, Any]:
     """What travels through the pools: which shard, and what became of it so far."""
-    return {"job": job, "shard": shard.index, "samples": shard.samples, "failed": 0, "fatal": ""}
+    drawn = {"sampled": 0, "tokens": 0, "truncated": 0, "began": 0.0, "ended": 0.0}
+    return {"job": job, "shard": shard.index, "samples": shard.samples, "failed": 0, "fatal": "", **drawn}
 
 
 def process_shards(
@@ -49,14 +50,18 @@ def process_shards(
     import ray
 
     before, failed = ray.available_resources(), 0
-    with live_line(title, questions) as line, quiet_ray_data():
+
+    def has_begun() -> bool:
+        return plan is None or any(run.exists(job.samples, "attempts") for job in jobs)
+
+    with live_line(title, questions, has_begun) as line, quiet_ray_data():
         # One row per block: a block is what one task works on.
         dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
         engine_cpus = 0.0
         if plan and (count := sum(row["samples"] for row in rows)):
             _check_room(plan.sampling)
             engine_cpus = min(plan.sampling.min_engines, count) * plan.sampling.cpus_per_engine
-            dataset = engine_pool(dataset, count, plan, line.tally)
+            dataset = engine_pool(dataset, count, plan)
         dataset = grader_pool(dataset, len(rows), run, jobs, grading, engine_cpus)
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         # Closed by hand: on an error or Ctrl-C the traceback would keep the iterator, and with it the pools, alive.
@@ -72,7 +77,7 @@ def process_shards(
     _wait_for_release(before)
 
 
-def engine_pool(dataset: ray.data.Dataset, num_shards: int, plan: RolloutSpec, tally: Any) -> ray.data.Dataset:
+def engine_pool(dataset: ray.data.Dataset, num_shards: int, plan: RolloutSpec) -> ray.data.Dataset:
     """The pool of engines. Ray Data adds one, up to the most allowed, while more shards wait than the pool works on."""
     from ray.data import ActorPoolStrategy
 
@@ -82,7 +87,7 @@ def engine_pool(dataset: ray.data.Dataset, num_shards: int, plan: RolloutSpec, t
     concurrency = _shards_in_flight(sampling, num_shards, most)
     return dataset.map(
         Sampler,  # type: ignore[arg-type]
-        fn_constructor_args=(plan, tally),
+        fn_constructor_args=(plan,),
         compute=ActorPoolStrategy(
             min_size=fewest,
             max_size=most,

@@ -68,10 +68,8 @@ class InProcessEngine:
         self._thread.start()
         ready.result()
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
         futures = [self._ask(self._adding(request)) for request in requests]
-        for future in futures:
-            future.add_done_callback(lambda done: None if done.exception() else finished(done.result()))
         return [future.result() for future in futures]
 
     def load(self, path: str) -> None:
@@ -182,13 +180,13 @@ class AsyncEngine:
         args = AsyncEngineArgs(**engine_args(self._weights.base, settings, AsyncEngineArgs))
         return AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[Result], None]) -> list[Result]:
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
         async def sample_all() -> list[Result]:
-            return await asyncio.gather(*(self._sample(request, finished) for request in requests))
+            return await asyncio.gather(*(self._sample(request) for request in requests))
 
         return self._await(sample_all())
 
-    async def _sample(self, request: Request, finished: Callable[[Result], None]) -> Result:
+    async def _sample(self, request: Request) -> Result:
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -204,7 +202,6 @@ class AsyncEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineDied(one_line(error)) from error
         assert result is not None, "vLLM ended a request without its final output"
-        finished(result)
         return result
 
     def load(self, path: str) -> None:

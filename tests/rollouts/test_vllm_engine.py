@@ -83,7 +83,7 @@ def engine(tiny_model: Path, plain: list[list[Completion]]) -> Iterator[Engine]:
 
 
 def sample(engine: Engine, *requests: Request) -> list[Any]:
-    return engine.generate(requests, lambda result: None)
+    return engine.generate(requests)
 
 
 def test_each_sample_depends_only_on_its_own_seed(engine: Engine, prompts: list[list[int]]) -> None:
@@ -224,7 +224,7 @@ def shard_of(
         before,
         num_samples=num_samples,
         seed_of=lambda question_id: question_seed(0, 0, question_id),
-        generate=lambda requests: chosen.generate(requests, lambda result: None),
+        generate=chosen.generate,
     )
 
 
