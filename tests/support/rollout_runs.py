@@ -45,7 +45,7 @@ def roll_out(
 ) -> list[RolloutSummary]:
     """`run_rollouts` with small settings; `told` is what the engine without a model is told to do."""
     told = settings.pop("told", {})
-    keywords = {name: settings.pop(name) for name in ("seed",) if name in settings}
+    seed = settings.pop("seed", 0)
     sampling = SamplingConfig(
         **{"num_samples": 4, "questions_per_shard": 2, "max_failed_share": 0.3, "cpus_per_engine": 0.5} | settings,
         engine_args=told,
@@ -56,9 +56,9 @@ def roll_out(
         model=ModelConfig(path=_directory(JOB.model)),
         sampling=sampling,
         grading=GradingConfig(),
+        seed=seed,
         round_index=0,
         open_engine=open_engine,
-        **{"seed": 0, **keywords},
     )
 
 
