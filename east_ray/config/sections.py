@@ -99,17 +99,6 @@ class QuestionsConfig(Section):
         return self
 
 
-class AdaptiveConfig(Section):
-    """When a question has enough samples (`rollouts/adaptive.py`)."""
-
-    min_samples: int = Field(default=16, ge=2, description="Completions drawn first for every question.")
-    width: float = Field(
-        default=0.8,
-        gt=0,
-        description="Draw more while the 95% interval of a question's entropy is wider than this, in nats.",
-    )
-
-
 class SamplingConfig(Section):
     """Sampling parameters, and the engines that sample."""
 
@@ -121,10 +110,7 @@ class SamplingConfig(Section):
     max_new_tokens: int = Field(
         default=2048, ge=1, description="Longest completion, tokens; longer ones count as truncated."
     )
-    adaptive: AdaptiveConfig | None = Field(
-        default=None,
-        description="Start with fewer completions; draw up to num_samples only where the entropy is still uncertain.",
-    )
+    adaptive: None = Field(default=None, description="Withdrawn (it saved no samples); always null in a run's record.")
     questions_per_shard: int = Field(default=32, ge=1, description="Questions per output file, the unit of resuming.")
     min_engines: int = Field(default=1, ge=1, description="Fewest vLLM engines in the pool.")
     max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")

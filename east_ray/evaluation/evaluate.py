@@ -85,7 +85,7 @@ def evaluate(
     Each output directory gets samples/, grades/, eval.parquet and metrics.json; sampled/ too when
     `evaluation.num_samples` asks for pass@k. Finished shards are kept, so a stopped evaluation continues.
     """
-    shared = {"adaptive": None, "top_p": 1.0, "max_new_tokens": evaluation.max_new_tokens or sampling.max_new_tokens}
+    shared = {"top_p": 1.0, "max_new_tokens": evaluation.max_new_tokens or sampling.max_new_tokens}
     greedy = sampling.model_copy(
         update={**shared, "num_samples": 1, "temperature": 0.0, "questions_per_shard": GREEDY_SHARD}
     )

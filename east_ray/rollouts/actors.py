@@ -13,13 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.models import adapter_rank, local_model
 from east_ray.records import UserError
 from east_ray.rollouts import shards
-from east_ray.rollouts.adaptive import wanted_samples
 from east_ray.rollouts.engine import (
     Engine,
     EngineDied,
@@ -118,7 +115,7 @@ class Sampler:
             table = sample_shard(
                 questions,
                 before,
-                num_samples=_wanted(plan, job, index) if before is not None else plan.sampling.num_samples,
+                num_samples=plan.sampling.num_samples,
                 seed_of=lambda question_id: question_seed(plan.seed, plan.round_index, question_id),
                 generate=generate,
             )
@@ -192,23 +189,6 @@ def exit_without_cpp_handlers() -> None:
     stayed behind), and the process would keep its GPU while training asks for it.
     """
     atexit.register(os._exit, 0)
-
-
-def _wanted(plan: RolloutSpec, job: RolloutJob, index: int) -> int | np.ndarray:
-    """How many completions the questions of a shard should have, by the grades of those they have (sampling.adaptive)."""
-    sampling = plan.sampling
-    if sampling.adaptive is None:
-        return sampling.num_samples
-    grades = shards.read_shard(plan.run, job.grades, index)
-    sizes = grades["cluster_sizes"].to_pylist()
-    count_Q_K = np.array([row + [0] * (max(map(len, sizes)) - len(row)) for row in sizes])
-    return wanted_samples(
-        count_Q_K,
-        grades["num_samples"].to_numpy(),
-        min_samples=sampling.adaptive.min_samples,
-        max_samples=sampling.num_samples,
-        width=sampling.adaptive.width,
-    )
 
 
 class ModelLock:

@@ -11,12 +11,12 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.records import UserError
-from east_ray.rollouts import adaptive, shards
+from east_ray.rollouts import shards
 from east_ray.rollouts.actors import RolloutJob, RolloutSpec
 from east_ray.rollouts.engine import OpenEngine
 from east_ray.rollouts.pools import process_shards, shard_row
@@ -60,25 +60,12 @@ def run_rollouts(
 
     Jobs share one pool of engines: the weights are exchanged in place, so their models must have one shape. UserError
     when more than sampling.max_failed_share of the questions failed; the rest is kept and a next call goes on from it.
-    With sampling.adaptive the questions are gone through once per level, each graded before the next decides who gets more.
     """
     if sampling.temperature == 0 and sampling.num_samples > 1:
         raise UserError(
             f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
         )
     plan = RolloutSpec(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
-    most = sampling.num_samples
-    for level in adaptive.levels(sampling.adaptive.min_samples, most)[:-1] if sampling.adaptive else ():
-        at_level = replace(plan, sampling=sampling.model_copy(update={"num_samples": level}))
-        _roll_out(at_level, grading, title=f"{title} {level}", more_is_fine=True)
-    return _roll_out(plan, grading, title=title)
-
-
-def _roll_out(
-    plan: RolloutSpec, grading: GradingConfig, *, title: str, more_is_fine: bool = False
-) -> list[RolloutSummary]:
-    """Bring every job's shards to sampling.num_samples; shards that hold more are left as they are if `more_is_fine`."""
-    run, jobs, sampling = plan.run, plan.jobs, plan.sampling
     sizes = [shards.count_questions(run, job.questions) for job in jobs]
     counts = [shards.count_shards(size, sampling.questions_per_shard) for size in sizes]
 
@@ -87,13 +74,7 @@ def _roll_out(
             shard_row(number, shard)
             for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
             for shard in shards.unfinished(
-                run,
-                job.samples,
-                job.grades,
-                count,
-                sampling.num_samples,
-                retry_failed=retry_failed,
-                more_is_fine=more_is_fine,
+                run, job.samples, job.grades, count, sampling.num_samples, retry_failed=retry_failed
             )
         ]
 

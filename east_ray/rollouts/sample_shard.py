@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from east_ray.records import SAMPLES, UserError
@@ -16,11 +15,11 @@ def sample_shard(
     questions: pa.Table,
     before: pa.Table | None,
     *,
-    num_samples: int | np.ndarray,
+    num_samples: int,
     seed_of: Callable[[str], int],
     generate: Callable[[Sequence[Request]], list[Result]],
 ) -> pa.Table:
-    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions (for all or for each) or a reason in `shortfall`.
+    """QUESTIONS -> SAMPLES, in order, with `num_samples` completions each or a reason in `shortfall`.
 
     Only what `before`, an earlier and smaller set of completions of the same questions, lacks is sampled.
     """
@@ -32,19 +31,18 @@ def sample_shard(
                 f"question {old['question_id']!r} was sampled from another prompt than {question['question_id']!r} has "
                 f"now; choose another run.dir, or --restart-from sample"
             )
-    wanted = np.broadcast_to(num_samples, len(asked)).tolist()
-    short = [i for i, old in enumerate(kept) if len(old["completions"]) < wanted[i]]
-    requests = [
-        Request(
-            asked[i]["question_id"],
-            asked[i]["prompt_token_ids"],
-            wanted[i] - len(kept[i]["completions"]),
-            seed_of(asked[i]["question_id"]) + len(kept[i]["completions"]),
+    requests = {
+        i: Request(
+            question["question_id"],
+            question["prompt_token_ids"],
+            num_samples - len(old["completions"]),
+            seed_of(question["question_id"]) + len(old["completions"]),
         )
-        for i in short
-    ]
+        for i, (question, old) in enumerate(zip(asked, kept, strict=True))
+        if len(old["completions"]) < num_samples
+    }
     rows = list(kept)
-    for i, request, result in zip(short, requests, generate(requests), strict=True):
+    for (i, request), result in zip(requests.items(), generate(list(requests.values())), strict=True):
         rows[i] = _extended(kept[i], request, result)
     return pa.Table.from_pylist(rows, schema=SAMPLES)
 

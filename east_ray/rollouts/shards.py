@@ -105,19 +105,18 @@ def unfinished(
     num_samples: int | None,
     *,
     retry_failed: bool = False,
-    more_is_fine: bool = False,
 ) -> list[Shard]:
     """The shards still to do, in order: without completions, with fewer than `num_samples`, or not graded as they are now.
 
     `num_samples` None: take the completions as they are. With `retry_failed` shards that hold failed questions count as
-    unsampled. UserError when a shard holds more completions per question than asked for, unless `more_is_fine`.
+    unsampled. UserError when a shard holds more completions per question than asked for.
     """
     shards = []
     for index, (sampled, graded) in enumerate(
         zip(read_footers(run, samples, count), read_footers(run, grades, count), strict=True)
     ):
         had = sampled["num_samples"] if sampled else None
-        if num_samples is not None and had is not None and had > num_samples and not more_is_fine:
+        if num_samples is not None and had is not None and had > num_samples:
             raise UserError(
                 f"{run.uri_of(samples, shard_name(index))} holds {had} samples per question, but "
                 f"sampling.num_samples={num_samples}; set it to {had} or choose another run.dir"
