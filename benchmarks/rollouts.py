@@ -93,7 +93,7 @@ def measure_bare(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = prepare(directory, arguments.questions).read_table(JOB.questions).to_pylist()
     sampling = sampling_config(arguments)
     longest = max(len(row["prompt_token_ids"]) for row in rows)
-    llm = LLM(**engine_args(MODEL, EngineSettings(MODEL, ModelConfig(path=MODEL), sampling, longest), EngineArgs))
+    llm = LLM(**engine_args(EngineSettings(MODEL, ModelConfig(path=MODEL), sampling, longest), EngineArgs))
     llm.generate([{"prompt_token_ids": [5, 6, 7]}], SamplingParams(n=128, max_tokens=256, seed=1), use_tqdm=False)
     params = [
         SamplingParams(n=128, temperature=1.0, max_tokens=256, seed=question_seed(0, 0, row["question_id"]))
@@ -171,7 +171,7 @@ def measure_ray_data_llm(arguments: argparse.Namespace) -> dict[str, Any]:
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=MODEL,
-            engine_kwargs={k: v for k, v in engine_args(MODEL, settings, EngineArgs).items() if k != "model"},
+            engine_kwargs={k: v for k, v in engine_args(settings, EngineArgs).items() if k != "model"},
             batch_size=batch,
             concurrency=1,
             chat_template_stage=False,

@@ -89,11 +89,6 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def adapter_rank(path: str, revision: str | None = None) -> int:
-    """Rank of the LoRA adapter in a directory; 0 when it holds a whole model."""
-    return int((read_json(path, "adapter_config.json", revision) or {}).get("r", 0))
-
-
 def check_hub_name(path: str) -> None:
     """UserError when a model.path, which is no directory here, cannot be the name of a model on a hub either."""
     if not HUB_NAME.fullmatch(path):

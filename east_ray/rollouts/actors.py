@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
-from east_ray.models import adapter_rank, local_model
+from east_ray.models import local_model
 from east_ray.records import UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.engine import (
@@ -74,10 +74,9 @@ class Sampler:
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
         self._loaded = plan.jobs[0].model
         try:
-            rank = max(adapter_rank(job.model, plan.model.revision) for job in plan.jobs)
             longest = max(shards.longest_prompt(plan.run, questions) for questions in {j.questions for j in plan.jobs})
             model = local_model(self._loaded, plan.model.revision)
-            settings = EngineSettings(model, plan.model, plan.sampling, longest, rank)
+            settings = EngineSettings(model, plan.model, plan.sampling, longest)
             self._engine: Engine = plan.open_engine(settings)
         except Exception as error:
             self._failure = explain_failure(error, self._loaded, plan.sampling)

@@ -49,13 +49,12 @@ class EngineDied(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is opened with: the model it begins with, and the largest rank of any adapter `load` will bring."""
+    """What an engine is opened with: the directory or hub name of the model it starts with, and its settings."""
 
     path: str
     model: ModelConfig
     sampling: SamplingConfig
     longest_prompt: int  # tokens
-    adapter_rank: int = 0
 
 
 class Engine(Protocol):
@@ -66,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def load(self, path: str) -> None:
-        """Sample from another model of the same shape, or from an adapter, from now on. The engine must be idle."""
+        """Sample from another model of the same shape from now on. The engine must be idle."""
         ...
 
     def close(self) -> None: ...

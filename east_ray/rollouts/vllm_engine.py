@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from east_ray.config.sections import SamplingConfig
@@ -31,12 +29,9 @@ from east_ray.rollouts.engine import (
 )
 
 if TYPE_CHECKING:
-    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 
 Command = Callable[["LLMEngine", Future[Any]], None]
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima vLLM accepts
 
 
 def open_engine(settings: EngineSettings) -> Engine:
@@ -55,7 +50,7 @@ class InProcessEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._sampling = settings.sampling
-        self._weights = Weights(settings.path)
+        self._path = settings.path
         self._inbox: queue.SimpleQueue[tuple[Command, Future[Any]] | None] = queue.SimpleQueue()
         self._unanswered: set[Future[Any]] = set()
         self._sampled: dict[str, Future[Any]] = {}
@@ -73,8 +68,8 @@ class InProcessEngine:
         return [future.result() for future in futures]
 
     def load(self, path: str) -> None:
-        if self._weights.change(path):
-            self._ask(self._reloading()).result()
+        self._path = path
+        self._ask(self._reloading()).result()
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -98,7 +93,7 @@ class InProcessEngine:
             request_id = str(next(self._ids))
             try:
                 prompt, params = _as_input(engine, request, self._sampling)
-                engine.add_request(request_id, prompt, params, lora_request=self._weights.adapter)
+                engine.add_request(request_id, prompt, params)
                 self._sampled[request_id] = future
             except (VLLMValidationError, ValueError) as error:
                 future.set_result(Refusal(one_line(error)))
@@ -108,7 +103,7 @@ class InProcessEngine:
     def _reloading(self) -> Command:
         def reload(engine: LLMEngine, future: Future[Any]) -> None:
             try:
-                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
+                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._path})
                 engine.reset_prefix_cache()
                 future.set_result(None)
             except Exception as error:
@@ -123,7 +118,7 @@ class InProcessEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
-        args = EngineArgs(**engine_args(self._weights.base, settings, EngineArgs))
+        args = EngineArgs(**engine_args(settings, EngineArgs))
         return LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS)
 
     def _run(self, settings: EngineSettings, ready: Future[None]) -> None:
@@ -165,7 +160,7 @@ class AsyncEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._sampling = settings.sampling
-        self._weights = Weights(settings.path)
+        self._path = settings.path
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
@@ -177,7 +172,7 @@ class AsyncEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = AsyncEngineArgs(**engine_args(self._weights.base, settings, AsyncEngineArgs))
+        args = AsyncEngineArgs(**engine_args(settings, AsyncEngineArgs))
         return AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -193,7 +188,7 @@ class AsyncEngine:
         result: Result | None = None
         try:
             prompt, params = _as_input(self._engine, request, self._sampling)
-            outputs = self._engine.generate(prompt, params, str(next(self._ids)), lora_request=self._weights.adapter)
+            outputs = self._engine.generate(prompt, params, str(next(self._ids)))
             async for output in outputs:
                 if output.finished:
                     result = _completions(output)
@@ -206,11 +201,11 @@ class AsyncEngine:
 
     def load(self, path: str) -> None:
         async def reload() -> None:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": self._weights.base})
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": self._path})
             await self._engine.reset_prefix_cache()
 
-        if self._weights.change(path):
-            self._await(reload())
+        self._path = path
+        self._await(reload())
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -221,35 +216,11 @@ class AsyncEngine:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-class Weights:
-    """Which weights an engine holds: a base model, and beside it the adapter that requests are to use, if any."""
-
-    def __init__(self, path: str) -> None:
-        self._numbers = itertools.count(1)
-        self.base = ""
-        self.adapter: LoRARequest | None = None
-        self.change(path)
-
-    def change(self, path: str) -> bool:
-        """Take note of a model or adapter directory; True when the base weights are others than before."""
-        before = self.base
-        config = Path(path, "adapter_config.json")
-        if config.is_file():
-            from vllm.lora.request import LoRARequest
-
-            self.base = json.loads(config.read_text())["base_model_name_or_path"]
-            number = next(self._numbers)
-            self.adapter = LoRARequest(str(number), number, path)
-        else:
-            self.base, self.adapter = path, None
-        return self.base != before
-
-
-def engine_args(base: str, settings: EngineSettings, args_class: Any) -> dict[str, Any]:
+def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
     """vLLM's engine arguments; `sampling.engine_args` has the last word."""
     sampling = settings.sampling
     args: dict[str, Any] = {
-        "model": base,
+        "model": settings.path,
         "dtype": settings.model.dtype,
         "trust_remote_code": settings.model.trust_remote_code,
         "tensor_parallel_size": sampling.tensor_parallel_size,
@@ -257,9 +228,6 @@ def engine_args(base: str, settings: EngineSettings, args_class: Any) -> dict[st
         "enable_prefix_caching": True,
         "disable_log_stats": True,
     }
-    if settings.adapter_rank:
-        rank = next(rank for rank in LORA_RANKS if rank >= settings.adapter_rank)
-        args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     if sampling.gpus_per_engine > 0:
         if sampling.tensor_parallel_size * sampling.pipeline_parallel_size > 1:
             args["distributed_executor_backend"] = "mp"

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 
 from east_ray.config.sections import ModelConfig, SamplingConfig
-from east_ray.models import adapter_rank
 from east_ray.records import QUESTIONS, SAMPLES, UserError, prompt_hash
 from east_ray.rollouts.engine import (
     Completion,
@@ -75,9 +74,7 @@ def engine(tiny_model: Path, plain: list[list[Completion]]) -> Iterator[Engine]:
     After the plain one has gone, because vLLM keeps its process groups in module variables: one engine in a process.
     """
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, kv_cache_gib=1)
-    engine = open_engine(
-        EngineSettings(str(tiny_model), ModelConfig(path=str(tiny_model)), sampling, LONGEST_PROMPT, adapter_rank=4)
-    )
+    engine = open_engine(EngineSettings(str(tiny_model), ModelConfig(path=str(tiny_model)), sampling, LONGEST_PROMPT))
     yield engine
     engine.close()
 
@@ -170,29 +167,6 @@ def test_weights_are_exchanged_in_place(
     assert sample(engine, request) == before
 
 
-def test_adapter_is_sampled_beside_its_base(
-    engine: Engine, prompts: list[list[int]], tiny_model: Path, tmp_path: Path
-) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path / "adapter")
-    request = Request("", prompts[0], 8, 11)
-    before = sample(engine, request)
-
-    engine.load(str(tmp_path / "adapter"))
-    changed = sample(engine, request)
-    engine.load(str(tiny_model))
-
-    assert adapter_rank(str(tmp_path / "adapter")) == 4
-    assert adapter_rank(str(tiny_model)) == 0
-    assert changed != before
-    assert sample(engine, request) == before
-
-
 def questions(count: int) -> pa.Table:
     rows = [
         {
@@ -272,9 +246,9 @@ class Args:
         return self
 
 
-def arguments(longest_prompt: int = 100, adapter_rank: int = 0, **settings: Any) -> dict[str, Any]:
+def arguments(longest_prompt: int = 100, **settings: Any) -> dict[str, Any]:
     sampling = SamplingConfig(**settings)
-    return engine_args("m", EngineSettings("m", ModelConfig(path="m"), sampling, longest_prompt, adapter_rank), Args)
+    return engine_args(EngineSettings("m", ModelConfig(path="m"), sampling, longest_prompt), Args)
 
 
 def test_context_is_as_long_as_needed_and_no_longer_than_the_model_allows() -> None:
@@ -296,12 +270,6 @@ def test_cpu_engine_does_not_split_prefills_and_gpu_engine_gets_its_parallel_siz
 def test_users_engine_arguments_have_the_last_word() -> None:
     args = arguments(engine_args={"enforce_eager": False, "max_num_seqs": 3})
     assert (args["enforce_eager"], args["max_num_seqs"]) == (False, 3)
-
-
-@pytest.mark.parametrize(("rank", "granted"), [(1, 1), (4, 8), (16, 16), (65, 128)])
-def test_adapter_rank_is_rounded_up_to_one_that_vllm_has(rank: int, granted: int) -> None:
-    args = arguments(adapter_rank=rank)
-    assert (args["enable_lora"], args["max_lora_rank"]) == (True, granted)
 
 
 def test_failures_name_the_setting_to_change() -> None:
