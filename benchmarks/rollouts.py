@@ -73,9 +73,9 @@ class Timed:
 
 def open_timed(settings: EngineSettings) -> Timed:
     """The engine, warmed up as the bare one is, noting its start in $EAST_RAY_STARTED."""
-    from east_ray.rollouts.vllm_engine import open_engine
+    from east_ray.rollouts.vllm_engine import VllmEngine
 
-    engine = open_engine(settings)
+    engine = VllmEngine(settings)
     engine.generate([Request("", [5, 6, 7], 128, 1)])
     return Timed(engine, os.environ["EAST_RAY_STARTED"])
 

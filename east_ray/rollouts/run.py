@@ -20,7 +20,7 @@ from east_ray.rollouts import shards
 from east_ray.rollouts.actors import RolloutJob, RolloutSpec
 from east_ray.rollouts.engine import OpenEngine
 from east_ray.rollouts.pools import process_shards, shard_row
-from east_ray.rollouts.vllm_engine import open_engine
+from east_ray.rollouts.vllm_engine import VllmEngine
 from east_ray.runs.directory import RunDirectory, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def run_rollouts(
     seed: int,
     round_index: int,
     title: str = "sample",
-    open_engine: OpenEngine = open_engine,
+    open_engine: OpenEngine = VllmEngine,
 ) -> list[RolloutSummary]:
     """Sample and grade every job's questions, one summary per job, in order; finished shards are kept.
 

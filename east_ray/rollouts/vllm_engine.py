@@ -1,56 +1,47 @@
 """vLLM behind three methods: several callers hand in questions at once, one engine keeps its batch full. The only file
 that imports vllm.
 
-On the CPU the engine lives in this process and one thread steps it; on GPUs it is vLLM's asynchronous engine, whose
-core runs in a process of its own so that Python never keeps the GPU waiting. Neither drains between two shards.
+One thread steps vLLM's engine. On the CPU the engine's core runs in this process; on GPUs it runs in a process of its own,
+so that Python never keeps the GPU waiting. Neither drains between two shards.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from east_ray.config.sections import SamplingConfig
-from east_ray.rollouts.engine import (
-    Completion,
-    Engine,
-    EngineDied,
-    EngineSettings,
-    Refusal,
-    Request,
-    Result,
-    one_line,
-)
+from east_ray.rollouts.engine import Completion, EngineDied, EngineSettings, Refusal, Request, Result, one_line
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 Command = Callable[["LLMEngine", Future[Any]], None]
 
-
-def open_engine(settings: EngineSettings) -> Engine:
-    """Start vLLM. Whatever it raises when it cannot comes through; `explain_failure` puts it into words."""
-    if settings.sampling.gpus_per_engine > 0:
-        return AsyncEngine(settings)
-    # In-process: starts four times faster than with an engine process, and nothing is gained by one on the CPU.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # vLLM otherwise binds its threads to the first cores it may use: the same ones in every engine of a machine.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    return InProcessEngine(settings)
+WATCH_SECONDS = 0.5
 
 
-class InProcessEngine:
-    """vLLM's engine core in this process, stepped by a thread of its own while any request is unfinished."""
+class VllmEngine:
+    """vLLM's engine, stepped by a thread of its own while any request is unfinished.
 
-    def __init__(self, settings: EngineSettings) -> None:
+    Whatever vLLM raises when it cannot start comes through; `explain_failure` puts it into words. `own_process`: run the
+    engine's core in a process of its own, as on GPUs by default.
+    """
+
+    def __init__(self, settings: EngineSettings, *, own_process: bool | None = None) -> None:
+        self._own_process = settings.sampling.gpus_per_engine > 0 if own_process is None else own_process
+        # vLLM otherwise binds its threads to the first cores it may use: the same ones in every engine of a machine.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # Without a process of its own an engine starts four times faster, and on the CPU nothing is gained by one.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self._own_process))
         self._sampling = settings.sampling
-        self._path = settings.path
         self._inbox: queue.SimpleQueue[tuple[Command, Future[Any]] | None] = queue.SimpleQueue()
         self._unanswered: set[Future[Any]] = set()
         self._sampled: dict[str, Future[Any]] = {}
@@ -68,8 +59,19 @@ class InProcessEngine:
         return [future.result() for future in futures]
 
     def load(self, path: str) -> None:
-        self._path = path
-        self._ask(self._reloading()).result()
+        def reload(engine: LLMEngine, future: Future[Any]) -> None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            try:
+                engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+                engine.reset_prefix_cache()
+                future.set_result(None)
+            except EngineDeadError:
+                raise
+            except Exception as error:
+                future.set_exception(error)
+
+        self._ask(reload).result()
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -100,17 +102,6 @@ class InProcessEngine:
 
         return add
 
-    def _reloading(self) -> Command:
-        def reload(engine: LLMEngine, future: Future[Any]) -> None:
-            try:
-                engine.collective_rpc("reload_weights", kwargs={"weights_path": self._path})
-                engine.reset_prefix_cache()
-                future.set_result(None)
-            except Exception as error:
-                future.set_exception(error)
-
-        return reload
-
     def _open(self, settings: EngineSettings) -> LLMEngine:
         import torch
         from vllm.engine.arg_utils import EngineArgs
@@ -119,7 +110,7 @@ class InProcessEngine:
 
         torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
         args = EngineArgs(**engine_args(settings, EngineArgs))
-        return LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS)
+        return LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS, enable_multiprocessing=self._own_process)
 
     def _run(self, settings: EngineSettings, ready: Future[None]) -> None:
         try:
@@ -127,6 +118,8 @@ class InProcessEngine:
         except BaseException as error:
             ready.set_exception(error)
             return
+        if self._own_process:
+            threading.Thread(target=self._watch, args=(engine.engine_core,), name="vllm watch", daemon=True).start()
         ready.set_result(None)
         try:
             while self._serve_inbox(engine):
@@ -136,11 +129,8 @@ class InProcessEngine:
             reason = "it was closed"
         except BaseException as error:
             reason = one_line(error)
-        with self._lock:
-            self._died = EngineDied(reason)
-            unanswered = list(self._unanswered)
-        for future in unanswered:
-            future.set_exception(self._died)
+        self._fail(reason)
+        engine.engine_core.shutdown()
 
     def _serve_inbox(self, engine: LLMEngine) -> bool:
         """Do what callers asked for, waiting for it when there is nothing to step. False: close."""
@@ -154,66 +144,19 @@ class InProcessEngine:
             command, future = asked
             command(engine, future)
 
+    def _watch(self, core: Any) -> None:
+        """Answer everyone when the core's process has died: vLLM 0.32's step then waits for its output for ever."""
+        while not self._died and not core.resources.engine_dead:
+            time.sleep(WATCH_SECONDS)
+        self._fail("its process died")
 
-class AsyncEngine:
-    """vLLM's asynchronous engine: its core steps in another process, requests and outputs cross by message."""
-
-    def __init__(self, settings: EngineSettings) -> None:
-        self._sampling = settings.sampling
-        self._path = settings.path
-        self._ids = itertools.count()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
-        self._thread.start()
-        self._engine = self._await(self._open(settings))
-
-    async def _open(self, settings: EngineSettings) -> Any:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        args = AsyncEngineArgs(**engine_args(settings, AsyncEngineArgs))
-        return AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        async def sample_all() -> list[Result]:
-            return await asyncio.gather(*(self._sample(request) for request in requests))
-
-        return self._await(sample_all())
-
-    async def _sample(self, request: Request) -> Result:
-        from vllm.exceptions import VLLMValidationError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        result: Result | None = None
-        try:
-            prompt, params = _as_input(self._engine, request, self._sampling)
-            outputs = self._engine.generate(prompt, params, str(next(self._ids)))
-            async for output in outputs:
-                if output.finished:
-                    result = _completions(output)
-        except (VLLMValidationError, ValueError) as error:
-            result = Refusal(one_line(error))
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineDied(one_line(error)) from error
-        assert result is not None, "vLLM ended a request without its final output"
-        return result
-
-    def load(self, path: str) -> None:
-        async def reload() -> None:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": self._path})
-            await self._engine.reset_prefix_cache()
-
-        self._path = path
-        self._await(reload())
-
-    def close(self) -> None:
-        self._engine.shutdown()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-
-    def _await(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def _fail(self, reason: str) -> None:
+        with self._lock:
+            self._died = self._died or EngineDied(reason)
+            unanswered = list(self._unanswered)
+        for future in unanswered:
+            with suppress(InvalidStateError):  # answered meanwhile
+                future.set_exception(self._died)
 
 
 def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:

@@ -214,13 +214,13 @@ def test_a_full_disk_stops_with_its_remedy_and_the_same_command_goes_on(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-@pytest.mark.parametrize("engine", ["real", "asynchronous"])
+@pytest.mark.parametrize("engine", ["in this process", "in its own process"])
 def test_a_real_engine_killed_under_way_ends_in_the_same_completions(
     tmp_path: Path, tiny_model: Path, engine: str
 ) -> None:
     """The engine's own process where it has one, else the sampler that steps it."""
     settings = {
-        "engine": "real",
+        "engine": "in this process",
         "model": str(tiny_model),
         "num_samples": 4,
         "questions_per_shard": 4,
@@ -232,8 +232,7 @@ def test_a_real_engine_killed_under_way_ends_in_the_same_completions(
     finish(calm, settings)
     with driver(disturbed, {**settings, "engine": engine}) as process:
         wait_for_shards(process, disturbed, "samples", 2)
-        victim = find(process, "EngineCore") if engine == "asynchronous" else find(process, "Map(Sampler)")
-        victim.kill()
+        find(process, "EngineCore" if engine == "in its own process" else "Map(Sampler)").kill()
         output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     assert_whole(disturbed, calm, num_samples=4)

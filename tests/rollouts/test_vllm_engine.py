@@ -7,9 +7,11 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -26,7 +28,7 @@ from east_ray.rollouts.engine import (
     question_seed,
 )
 from east_ray.rollouts.sample_shard import sample_shard
-from east_ray.rollouts.vllm_engine import InProcessEngine, engine_args, open_engine
+from east_ray.rollouts.vllm_engine import VllmEngine, engine_args
 from tests.support.fake_engine import FakeEngine, completion
 
 MAX_NEW_TOKENS = 48
@@ -74,7 +76,7 @@ def engine(tiny_model: Path, plain: list[list[Completion]]) -> Iterator[Engine]:
     After the plain one has gone, because vLLM keeps its process groups in module variables: one engine in a process.
     """
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, kv_cache_gib=1)
-    engine = open_engine(EngineSettings(str(tiny_model), ModelConfig(path=str(tiny_model)), sampling, LONGEST_PROMPT))
+    engine = VllmEngine(EngineSettings(str(tiny_model), ModelConfig(path=str(tiny_model)), sampling, LONGEST_PROMPT))
     yield engine
     engine.close()
 
@@ -284,7 +286,7 @@ class Stopping:
     """Stands for vLLM's LLMEngine: takes requests and fails at the first step."""
 
     def __init__(self) -> None:
-        self.renderer = self
+        self.renderer = self.engine_core = self
         self.requests = 0
 
     def render_cmpl(self, prompts: list[Any]) -> list[Any]:
@@ -296,12 +298,15 @@ class Stopping:
     def add_request(self, *request: Any, **more: Any) -> None:
         self.requests += 1
 
+    def shutdown(self) -> None:
+        pass
+
     def step(self) -> list[Any]:
         raise RuntimeError("CPU Generator does not use offset")
 
 
 def test_engine_that_stops_answers_everyone_who_waits_and_everyone_who_comes_later() -> None:
-    class Engine(InProcessEngine):
+    class Engine(VllmEngine):
         def _open(self, settings: EngineSettings) -> Any:
             return Stopping()
 
@@ -314,25 +319,28 @@ def test_engine_that_stops_answers_everyone_who_waits_and_everyone_who_comes_lat
 
 
 @pytest.mark.slow
-def test_asynchronous_engine_gives_the_same_completions(
-    engine: Engine, prompts: list[list[int]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_engine_in_its_own_process_gives_the_same_completions_and_its_death_is_noticed(
+    engine: Engine, prompts: list[list[int]], tiny_model: Path
 ) -> None:
-    """The engine of the GPU path, on the CPU: the core in a process of its own."""
-    from east_ray.rollouts.vllm_engine import AsyncEngine
-
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    """As on GPUs, here on the CPU."""
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, kv_cache_gib=1)
-    other = AsyncEngine(EngineSettings(str(tiny_model), ModelConfig(path=str(tiny_model)), sampling, LONGEST_PROMPT))
-    try:
-        requests = [Request(str(i), ids, 6, question_seed(0, 0, str(i))) for i, ids in enumerate(prompts)]
-        assert sample(other, *requests) == sample(engine, *requests)
-        refused, good = sample(other, Request("bad", [5] * 600, 2, 1), requests[0])
-        assert isinstance(refused, Refusal)
-        assert len(good) == 6
+    settings = EngineSettings(str(tiny_model), ModelConfig(path=str(tiny_model)), sampling, LONGEST_PROMPT)
+    other = VllmEngine(settings, own_process=True)
+    requests = [Request(str(i), ids, 6, question_seed(0, 0, str(i))) for i, ids in enumerate(prompts)]
+    assert sample(other, *requests) == sample(engine, *requests)
+    refused, good = sample(other, Request("bad", [5] * 600, 2, 1), requests[0])
+    assert isinstance(refused, Refusal)
+    assert len(good) == 6
+    other.load(str(tiny_model))
+    assert sample(other, requests[1]) == sample(engine, requests[1])
+
+    (core,) = [child for child in psutil.Process().children() if "EngineCore" in " ".join(child.cmdline())]
+    threading.Timer(0.2, core.kill).start()
+    with pytest.raises(EngineDied):
+        sample(other, *(replace(request, num_samples=2000) for request in requests))
+    with pytest.raises(EngineDied):
         other.load(str(tiny_model))
-        assert sample(other, requests[1]) == sample(engine, requests[1])
-    finally:
-        other.close()
+    other.close()
 
 
 def test_weights_of_another_shape_are_an_error(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
@@ -352,7 +360,7 @@ def test_real_start_failures_are_explained(tiny_model: Path, tmp_path: Path) -> 
     def failure(path: Path, **settings: Any) -> str:
         sampling = SamplingConfig(**{"max_new_tokens": 16, "kv_cache_gib": 1} | settings)
         with pytest.raises(Exception, match=r".") as error:
-            open_engine(EngineSettings(str(path), ModelConfig(path=str(path)), sampling, 10))
+            VllmEngine(EngineSettings(str(path), ModelConfig(path=str(path)), sampling, 10))
         return explain_failure(error.value, str(path), sampling)
 
     assert "sampling.kv_cache_gib=1e+06 does not suit" in failure(tiny_model, kv_cache_gib=1e6)

@@ -7,34 +7,25 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from east_ray.records import UserError
-from east_ray.rollouts.engine import Engine, EngineSettings
+from east_ray.rollouts.engine import OpenEngine
 from east_ray.rollouts.run import RolloutJob
+from east_ray.rollouts.vllm_engine import VllmEngine
 from east_ray.runs.directory import RunDirectory
 from tests.support.fake_engine import FakeEngine
 from tests.support.rollout_runs import JOB, roll_out
 
-
-def open_asynchronous(settings: EngineSettings) -> Engine:
-    """The engine of the GPU path, its core in a process of its own, on the CPU."""
-    from east_ray.rollouts.vllm_engine import AsyncEngine
-
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    return AsyncEngine(settings)
-
-
-def open_real(settings: EngineSettings) -> Engine:
-    from east_ray.rollouts.vllm_engine import open_engine
-
-    return open_engine(settings)
-
-
-ENGINES = {"fake": FakeEngine, "asynchronous": open_asynchronous, "real": open_real}
+ENGINES: dict[str, OpenEngine] = {
+    "fake": FakeEngine,
+    "in this process": VllmEngine,
+    "in its own process": partial(VllmEngine, own_process=True),  # as on GPUs
+}
 
 
 def main(uri: str, settings: dict[str, Any]) -> int:
