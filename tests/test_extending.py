@@ -126,7 +126,7 @@ def test_a_new_engine_serves_rollouts_and_what_it_refuses_is_recorded(ray_sessio
         open_engine=run_block("engine")["LookUp"],
         num_samples=2,
         questions_per_shard=4,
-        told={"file": str(tmp_path / "texts.json")},
+        behaviour={"file": str(tmp_path / "texts.json")},
     )
     samples = {row["question_id"]: row for rows in content(run, "samples").values() for row in rows}
     grades = {row["question_id"]: row for rows in content(run, "grades").values() for row in rows}

@@ -1,5 +1,5 @@
-"""What runs on the pools' nodes: a sampler holds an engine and turns shards of questions into files of completions, a
-grading worker turns those into files of grades. Only counts travel; completions go from disk to disk.
+"""The pools' actors: a Sampler turns shards of questions into files of completions, a GradingWorker turns those into
+files of grades. Only counts travel between them; completions go from disk to disk.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from east_ray.rollouts.engine import (
 from east_ray.rollouts.sample_shard import sample_shard
 from east_ray.runs.directory import RunDirectory
 
-ATTEMPTS_TOGETHER = 2  # a shard under which the engine died this often is sampled question by question
-DEATHS_PER_QUESTION = 2  # a question under which the engine died this often, alone in it, is given up
+SHARED_ATTEMPTS = 2  # after so many engine deaths a shard is sampled one question at a time, alone in the engine
+DEATHS_PER_QUESTION = 2  # after so many engine deaths a question that was alone in the engine is given up
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """All that the samplers of one call need to know. `session` tells this call's attempts from an earlier command's."""
+    """Settings of one call for all its samplers. `session` tells its attempts from those of earlier commands."""
 
     run: RunDirectory
     jobs: Sequence[RolloutJob]
@@ -63,26 +63,26 @@ class RolloutSpec:
 class Sampler:
     """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
 
-    def __init__(self, plan: RolloutSpec) -> None:
+    def __init__(self, spec: RolloutSpec) -> None:
         from ray.util.metrics import Counter
 
         exit_without_cpp_handlers()
-        self._plan = plan
-        self._gate = ModelLock()
+        self._spec = spec
+        self._lock = ModelLock()
         self._failure = ""
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
-        self._loaded = plan.jobs[0].model
+        self._loaded = spec.jobs[0].model
         try:
-            longest = max(shards.longest_prompt(plan.run, questions) for questions in {j.questions for j in plan.jobs})
-            model = local_model(self._loaded, plan.model.revision)
-            settings = EngineSettings(model, plan.model, plan.sampling, longest)
-            self._engine: Engine = plan.open_engine(settings)
+            longest = max(shards.longest_prompt(spec.run, questions) for questions in {j.questions for j in spec.jobs})
+            model = local_model(self._loaded, spec.model.revision)
+            settings = EngineSettings(model, spec.model, spec.sampling, longest)
+            self._engine: Engine = spec.open_engine(settings)
         except Exception as error:
-            self._failure = explain_failure(error, self._loaded, plan.sampling)
+            self._failure = explain_failure(error, self._loaded, spec.sampling)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Sample one shard when it must be; a failure that no other attempt could mend comes back in `fatal`."""
+        """Sample one shard unless it already is; an error that another attempt would repeat comes back in `fatal`."""
         if self._failure:
             return {**row, "fatal": self._failure}
         if not row["samples"]:
@@ -90,7 +90,7 @@ class Sampler:
         try:
             return {**row, **self._sample(int(row["job"]), int(row["shard"]))}
         except EngineDied:
-            os._exit(1)  # Ray starts the actor, and with it an engine, anew and gives it the shard again
+            os._exit(1)  # Ray restarts the actor, which opens a new engine, and sends the shard again
         except UserError as error:
             return {**row, "fatal": str(error)}
 
@@ -100,25 +100,25 @@ class Sampler:
                 self._engine.close()
 
     def _sample(self, job_index: int, index: int) -> dict[str, float]:
-        """Write one shard of completions; what was drawn for it, and when."""
-        plan, job = self._plan, self._plan.jobs[job_index]
-        attempt = Attempt(plan.run, job.samples, index, plan.session)
-        alone = attempt.number > ATTEMPTS_TOGETHER
-        with self._gate.enter((job.model, index if alone else None)):
+        """Write one shard of completions; return how many were drawn for it, and when."""
+        spec, job = self._spec, self._spec.jobs[job_index]
+        attempt = Attempt(spec.run, job.samples, index, spec.session)
+        isolate_questions = attempt.number > SHARED_ATTEMPTS
+        with self._lock.enter((job.model, index if isolate_questions else None)):
             self._load(job.model)
             began = time.time()
-            questions = shards.questions_of_shard(plan.run, job.questions, index, plan.sampling.questions_per_shard)
-            old = shards.read_footer(plan.run, job.samples, index)
-            before = shards.read_shard(plan.run, job.samples, index) if old else None
-            generate = attempt.one_by_one(self._engine) if alone else self._engine.generate
+            questions = shards.questions_of_shard(spec.run, job.questions, index, spec.sampling.questions_per_shard)
+            old = shards.read_footer(spec.run, job.samples, index)
+            before = shards.read_shard(spec.run, job.samples, index) if old else None
+            generate = attempt.isolated(self._engine) if isolate_questions else self._engine.generate
             table = sample_shard(
                 questions,
                 before,
-                num_samples=plan.sampling.num_samples,
-                seed_of=lambda question_id: question_seed(plan.seed, plan.round_index, question_id),
+                num_samples=spec.sampling.num_samples,
+                seed_of=lambda question_id: question_seed(spec.seed, spec.round_index, question_id),
                 generate=generate,
             )
-            footer = shards.write_samples(plan.run, table, job.samples, index, plan.sampling.num_samples)
+            footer = shards.write_samples(spec.run, table, job.samples, index, spec.sampling.num_samples)
         samples, tokens, truncated = (
             footer[name] - (old[name] if old else 0) for name in ("samples", "tokens", "truncated")
         )
@@ -134,7 +134,7 @@ class Sampler:
         if model == self._loaded:
             return
         try:
-            self._engine.load(local_model(model, self._plan.model.revision))
+            self._engine.load(local_model(model, self._spec.model.revision))
         except EngineDied:
             raise
         except Exception as error:
@@ -146,7 +146,7 @@ class Sampler:
 
 
 class GradingWorker:
-    """Grades shards of completions, one at a time, with a sandbox of its own."""
+    """Grades shards of completions one at a time, in its own sandbox."""
 
     def __init__(self, run: RunDirectory, jobs: Sequence[RolloutJob], grading: GradingConfig) -> None:
         from ray.util.metrics import Counter
@@ -182,16 +182,16 @@ class GradingWorker:
 
 
 def exit_without_cpp_handlers() -> None:
-    """Let this actor's process end as soon as it has left the cluster, without C++ exit handlers.
+    """End this actor's process as soon as Python has exited, without C++ exit handlers.
 
-    Ray 2.60's may deadlock there (~CoreWorkerProcessImpl posts to an event loop that is gone: one worker in some fifty
-    stayed behind), and the process would keep its GPU while training asks for it.
+    Ray 2.60's handlers can deadlock (~CoreWorkerProcessImpl posts to an event loop that no longer exists: one worker in
+    about fifty stayed behind), and the process would keep the GPU that training needs.
     """
     atexit.register(os._exit, 0)
 
 
 class ModelLock:
-    """Lets calls with equal keys into the engine together; one with another key waits until they have left."""
+    """Admits calls with equal keys together; a call with another key waits until they have left."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -200,7 +200,7 @@ class ModelLock:
 
     @contextmanager
     def enter(self, key: Any) -> Iterator[None]:
-        """Wait for one's turn; the key is inside until the block ends."""
+        """Wait for admission, and hold it until the block ends."""
         with self._condition:
             self._condition.wait_for(lambda: self._inside == 0 or self._key == key)
             self._key, self._inside = key, self._inside + 1
@@ -213,9 +213,9 @@ class ModelLock:
 
 
 class Attempt:
-    """How often a shard was begun in this session, and which question it was at: kept in a file, to outlive the process.
+    """How often a shard was started in this session, and at which question it was: a file, so that it outlives the process.
 
-    An engine that a prompt kills takes its process along; without this the shard would be begun again for ever.
+    A prompt that kills the engine kills the sampler; without this record the shard would be retried forever.
     """
 
     def __init__(self, run: RunDirectory, samples: str, index: int, session: str) -> None:
@@ -228,8 +228,8 @@ class Attempt:
             self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
         self._save(None)
 
-    def one_by_one(self, engine: Engine) -> Callable[[Sequence[Request]], list[Result]]:
-        """`engine.generate` for one question after the other, without those that the engine died of."""
+    def isolated(self, engine: Engine) -> Callable[[Sequence[Request]], list[Result]]:
+        """`engine.generate` one question at a time, without the questions that killed the engine."""
 
         def generate(requests: Sequence[Request]) -> list[Result]:
             results: list[Result] = []

@@ -1,7 +1,4 @@
-"""What a pool's engine is to the rest of the house: questions in, completions out, several callers at once.
-
-`sampling.py` has the real ones, on vLLM; tests bring their own.
-"""
+"""Interface between the rollouts and an inference engine; thread-safe. `vllm_engine.py` implements it with vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from east_ray.records import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """One question. Sample j of the request is drawn with seed + j."""
+    """A question to sample. Sample j of the request is drawn with seed + j."""
 
     question_id: str
     prompt_token_ids: Sequence[int]
@@ -26,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled text. `num_tokens` counts what was generated, the end of sequence included."""
+    """One sampled text. `num_tokens` counts the generated tokens, the end of sequence included."""
 
     text: str
     finish_reason: str  # "stop" or "length"
@@ -35,7 +32,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the engine would not sample a request: its prompt is too long, empty or not in the vocabulary."""
+    """Why the engine rejected a request: its prompt is too long, empty or outside the vocabulary."""
 
     reason: str
 
@@ -44,7 +41,7 @@ Result = list[Completion] | Refusal
 
 
 class EngineDied(RuntimeError):
-    """The engine stopped working; only a new one can go on."""
+    """The engine no longer works; only a new one can continue."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,14 @@ class EngineSettings:
 
 
 class Engine(Protocol):
-    """What the pool asks of an engine. `generate` raises EngineDied when only a new engine can go on."""
+    """What the pool needs of an engine. Its methods raise EngineDied when only a new engine can continue."""
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Sample every request; several threads may call at once."""
         ...
 
     def load(self, path: str) -> None:
-        """Sample from another model of the same shape from now on. The engine must be idle."""
+        """Sample from another model of the same shape from now on. No other call may be in progress."""
         ...
 
     def close(self) -> None: ...
@@ -75,7 +72,7 @@ OpenEngine = Callable[[EngineSettings], Engine]
 
 
 def question_seed(seed: int, round_index: int, question_id: str) -> int:
-    """Where this question's seeds begin; sample i is drawn with this + i, whatever else is sampled beside it.
+    """The question's first seed; sample i is drawn with this + i, whatever shares its batch.
 
     62 bits of a hash, because vLLM gives the n samples of a request consecutive seeds: questions must lie far apart.
     """
@@ -91,8 +88,8 @@ def explain_failure(error: Exception, model: str, sampling: SamplingConfig) -> s
     if "KV cache" in reason or "kv cache" in reason or "memory" in reason:
         on_gpu = "lower sampling.engine_args.max_model_len, or raise sampling.engine_args.gpu_memory_utilization"
         on_cpu = (
-            f"sampling.kv_cache_gib={sampling.kv_cache_gib:g} does not suit this machine and model: "
-            f"set it to what is needed and free, or lower sampling.max_new_tokens"
+            f"sampling.kv_cache_gib={sampling.kv_cache_gib:g} does not suit this machine and model: set it to what vLLM "
+            f"needs and the machine has free, or lower sampling.max_new_tokens"
         )
         return f"{on_gpu if sampling.gpus_per_engine > 0 else on_cpu} (vLLM: {reason})"
     return (

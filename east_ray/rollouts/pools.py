@@ -1,6 +1,6 @@
-"""The pools that shards go through: engines that sample, graders behind them, started for one set and gone afterwards.
+"""Pools of engines and graders on Ray Data, started for one set of rollouts and released afterwards.
 
-Ray Data moves the rows, which are shard numbers and counts; what the pools do with a shard is in `rollout_actors`.
+The rows that Ray Data moves are shard numbers and counts; `actors.py` does the work on a shard.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from east_ray.runs.directory import RunDirectory
 if TYPE_CHECKING:
     import ray.data
 
-REQUESTS_IN_FLIGHT = 2048  # completions an engine should have at hand: twice vLLM's largest default batch
+REQUESTS_IN_FLIGHT = 2048  # completions queued at an engine: twice vLLM's largest default batch
 RELEASE_SECONDS = 10.0
 
 
 def shard_row(job: int, shard: Shard) -> dict[str, Any]:
-    """What travels through the pools: which shard, and what became of it so far."""
+    """The row that travels through the pools for one shard; the actors fill in the rest."""
     drawn = {"sampled": 0, "tokens": 0, "truncated": 0, "began": 0.0, "ended": 0.0}
     return {"job": job, "shard": shard.index, "samples": shard.samples, "failed": 0, "fatal": "", **drawn}
 
@@ -37,62 +37,62 @@ def process_shards(
     run: RunDirectory,
     jobs: Sequence[RolloutJob],
     grading: GradingConfig,
-    plan: RolloutSpec | None,
+    spec: RolloutSpec | None,
     *,
     title: str,
     questions: int,
-    may_fail: float = 0,
+    allowed_failures: float = 0,
 ) -> None:
-    """Send shards through the pools and watch the counts that come back. What is started here is gone afterwards.
+    """Send shards through the pools and check the counts that come back. Everything started here is stopped afterwards.
 
-    `plan` None: no shard needs an engine. UserError when more than `may_fail` questions could not be sampled.
+    `spec` None: no shard needs an engine. UserError when more than `allowed_failures` questions could not be sampled.
     """
     import ray
 
     before, failed = ray.available_resources(), 0
 
     def has_begun() -> bool:
-        return plan is None or any(run.exists(job.samples, "attempts") for job in jobs)
+        return spec is None or any(run.exists(job.samples, "attempts") for job in jobs)
 
     with live_line(title, questions, has_begun) as line, quiet_ray_data():
         # One row per block: a block is what one task works on.
         dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
         engine_cpus = 0.0
-        if plan and (count := sum(row["samples"] for row in rows)):
-            _check_room(plan.sampling)
-            engine_cpus = min(plan.sampling.min_engines, count) * plan.sampling.cpus_per_engine
-            dataset = engine_pool(dataset, count, plan)
+        if spec and (count := sum(row["samples"] for row in rows)):
+            _check_room(spec.sampling)
+            engine_cpus = min(spec.sampling.min_engines, count) * spec.sampling.cpus_per_engine
+            dataset = engine_pool(dataset, count, spec)
         dataset = grader_pool(dataset, len(rows), run, jobs, grading, engine_cpus)
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        # Closed by hand: on an error or Ctrl-C the traceback would keep the iterator, and with it the pools, alive.
+        # Closed explicitly: on an error or Ctrl-C the traceback would keep the iterator, and so the pools, alive.
         with closing(batches):
             for row in (row for batch in batches for row in batch.to_pylist()):
                 if row["fatal"]:
                     raise UserError(row["fatal"])
                 line.add(row)
                 failed += row["failed"]
-                if plan and failed > may_fail:
-                    raise UserError(_too_many_failed(plan, failed))
+                if spec and failed > allowed_failures:
+                    raise UserError(_too_many_failed(spec, failed))
     run.append_metrics(rollouts=title, questions=questions, failed=failed, **line.measures())
     _wait_for_release(before)
 
 
-def engine_pool(dataset: ray.data.Dataset, num_shards: int, plan: RolloutSpec) -> ray.data.Dataset:
-    """The pool of engines. Ray Data adds one, up to the most allowed, while more shards wait than the pool works on."""
+def engine_pool(dataset: ray.data.Dataset, num_shards: int, spec: RolloutSpec) -> ray.data.Dataset:
+    """The pool of engines. Ray Data adds engines, up to max_engines, while more shards wait than the pool works on."""
     from ray.data import ActorPoolStrategy
 
-    sampling = plan.sampling
+    sampling = spec.sampling
     most = min(sampling.max_engines, num_shards)
     fewest = min(sampling.min_engines, most)
     concurrency = _shards_in_flight(sampling, num_shards, most)
     return dataset.map(
         Sampler,  # type: ignore[arg-type]
-        fn_constructor_args=(plan,),
+        fn_constructor_args=(spec,),
         compute=ActorPoolStrategy(
             min_size=fewest,
             max_size=most,
             max_concurrent_calls_per_actor=concurrency,
-            # A shard that waits at one engine cannot go to another, so none does where the pool cannot grow anyway.
+            # A shard queued at one engine cannot move to another, so none is queued unless that makes the pool grow.
             max_tasks_in_flight_per_actor=concurrency * (2 if most > fewest else 1),
             enable_true_multi_threading=True,
         ),
@@ -110,14 +110,14 @@ def grader_pool(
     grading: GradingConfig,
     engine_cpus: float,
 ) -> ray.data.Dataset:
-    """The pool of graders: one core each where there are enough, less rather than wait for ever where there are not."""
+    """The pool of graders: one core each; a fraction when cores are scarce, so that graders can always be scheduled."""
     import ray
     from ray.data import ActorPoolStrategy
 
     workers = min(grading.workers, num_shards)
     all_cpus = ray.cluster_resources().get("CPU", 0.0)
-    of_their_own = grading.labels or not all_cpus  # nodes for graders, or (autoscaling) nodes that are still to come
-    each = 1.0 if of_their_own else min(1.0, max(0.0, (all_cpus - engine_cpus) / workers))
+    own_nodes = grading.labels or not all_cpus  # labelled nodes, or nodes that the autoscaler has yet to start
+    each = 1.0 if own_nodes else min(1.0, max(0.0, (all_cpus - engine_cpus) / workers))
     return dataset.map(
         GradingWorker,  # type: ignore[arg-type]
         fn_constructor_args=(run, jobs, grading),
@@ -128,7 +128,7 @@ def grader_pool(
 
 
 def _check_room(sampling: SamplingConfig) -> None:
-    """UserError when this machine cannot hold the engines; a cluster may grow, so there they are waited for."""
+    """UserError when this machine cannot hold the engines. A cluster may grow, so there they are waited for."""
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
@@ -146,21 +146,21 @@ def _check_room(sampling: SamplingConfig) -> None:
 
 
 def _shards_in_flight(sampling: SamplingConfig, num_shards: int, max_engines: int) -> int:
-    """How many shards an engine works on at once: enough to fill its batch, at least two, and a fair share for each."""
+    """Shards an engine works on at once: enough to fill its batch, at least two, at most its share of all shards."""
     per_shard = sampling.questions_per_shard * sampling.num_samples
     return min(max(2, -(-REQUESTS_IN_FLIGHT // per_shard)), max(2, -(-num_shards // max_engines)))
 
 
-def _too_many_failed(plan: RolloutSpec, failed: int) -> str:
+def _too_many_failed(spec: RolloutSpec, failed: int) -> str:
     return (
-        f"{failed} questions could not be sampled, more than sampling.max_failed_share={plan.sampling.max_failed_share:g} "
-        f"allows; the column `shortfall` in {plan.run.uri_of(plan.jobs[0].samples)} says why. Mend the cause, or raise "
-        f"sampling.max_failed_share, and run the same command again: what was sampled is kept"
+        f"{failed} questions could not be sampled, more than sampling.max_failed_share={spec.sampling.max_failed_share:g} "
+        f"allows; the column `shortfall` in {spec.run.uri_of(spec.jobs[0].samples)} says why. Fix the cause, or raise "
+        f"sampling.max_failed_share, and run the same command again; finished shards are kept"
     )
 
 
 def _wait_for_release(before: Mapping[str, float]) -> None:
-    """Wait until the pools' processes have given back their GPUs and cores: the next phase asks for them at once."""
+    """Wait until the pools' processes have released their GPUs and cores: the next step asks for them at once."""
     import ray
 
     deadline = time.monotonic() + RELEASE_SECONDS

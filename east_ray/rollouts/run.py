@@ -1,8 +1,8 @@
-"""Sampling and grading as one Ray Data pipeline over shards: engines and graders overlap, every shard is one file.
+"""Sample and grade the questions of a run: one Ray Data pipeline over shards, engines and graders overlapping.
 
 The rows that flow are shard numbers and counts. Completions go from the sampler's node to the run directory and from
-there to the grader's, so neither the driver nor the object store ever holds them, and a lost node costs the shards it
-was at. A set that is finished starts nothing, not even Ray.
+there to the grader's, so neither the driver nor the object store ever holds them, and a lost node costs only the shards
+it was working on. A finished set starts nothing, not even Ray.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RolloutSummary:
-    """What a finished set holds; counts are of completions unless the name says otherwise."""
+    """Totals of a finished set; counts are of completions unless the name says otherwise."""
 
     shards: int
     reused_shards: int
@@ -56,16 +56,16 @@ def run_rollouts(
     title: str = "sample",
     open_engine: OpenEngine = VllmEngine,
 ) -> list[RolloutSummary]:
-    """Sample and grade every job's questions, one summary per job, in order; finished shards are kept.
+    """Sample and grade every job's questions; one summary per job, in order. Finished shards are kept.
 
     Jobs share one pool of engines: the weights are exchanged in place, so their models must have one shape. UserError
-    when more than sampling.max_failed_share of the questions failed; the rest is kept and a next call goes on from it.
+    when more than sampling.max_failed_share of the questions failed; a later call continues from the finished shards.
     """
     if sampling.temperature == 0 and sampling.num_samples > 1:
         raise UserError(
             f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
         )
-    plan = RolloutSpec(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
+    spec = RolloutSpec(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
     sizes = [shards.count_questions(run, job.questions) for job in jobs]
     counts = [shards.count_shards(size, sampling.questions_per_shard) for size in sizes]
 
@@ -93,11 +93,13 @@ def run_rollouts(
             min(sampling.questions_per_shard, sizes[r["job"]] - r["shard"] * sampling.questions_per_shard) for r in rows
         )
         try:
-            process_shards(rows, run, jobs, grading, plan, title=title, questions=questions, may_fail=allowed - failed)
+            process_shards(
+                rows, run, jobs, grading, spec, title=title, questions=questions, allowed_failures=allowed - failed
+            )
         finally:
             for job in jobs:
                 run.delete(job.samples, "attempts")
-        rows = todo(retry_failed=False)  # empty unless another command wrote to the same directories meanwhile
+        rows = todo(retry_failed=False)  # empty unless another command wrote to the same directories in the meantime
     return [
         summarise(run, job.samples, job.grades, count, count - redone[number])
         for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
@@ -107,7 +109,7 @@ def run_rollouts(
 def grade_samples(
     run: RunDirectory, samples: str, grades: str, *, grading: GradingConfig, title: str = "verify"
 ) -> RolloutSummary:
-    """Grade completions that are there already, sampled or imported; shards graded before are kept."""
+    """Grade existing completions, sampled or imported; shards that are already graded are kept."""
     count = len(run.list(samples, suffix=".parquet"))
     if count == 0:
         raise UserError(
@@ -131,7 +133,7 @@ def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: 
     for index, (s, g) in enumerate(zip(sampled, graded, strict=True)):
         if s is None or g is None or s["digest"] != g["digest"]:
             raise UserError(
-                f"{run.uri_of(grades, shards.shard_name(index))} is not there or not of these samples; run the command again"
+                f"{run.uri_of(grades, shards.shard_name(index))} is missing, or was graded from other samples; run the command again"
             )
     total = Counter[str]()
     for footer in [*sampled, *graded]:

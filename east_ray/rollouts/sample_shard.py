@@ -1,4 +1,4 @@
-"""QUESTIONS -> SAMPLES: ask an engine for the completions that questions lack, and add what comes back. Pure."""
+"""One shard, QUESTIONS -> SAMPLES: request the completions that are missing and add the results. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sample_shard(
 ) -> pa.Table:
     """QUESTIONS -> SAMPLES, in order, with `num_samples` completions each or a reason in `shortfall`.
 
-    Only what `before`, an earlier and smaller set of completions of the same questions, lacks is sampled.
+    `before` holds earlier completions of the same questions; only what it lacks is sampled.
     """
     asked = questions.select(["question_id", "reference", "prompt_hash", "prompt_token_ids"]).to_pylist()
     kept = before.to_pylist() if before is not None else [unsampled(question) for question in asked]

@@ -1,8 +1,8 @@
-"""A set of rollouts on disk: which shards there are, what each holds, which are still to be sampled or graded.
+"""Rollouts on disk: which shards exist, what each holds, which have still to be sampled or graded.
 
 Shard i holds the questions [i * size, (i + 1) * size) of a questions file, in file order, in one Parquet file that is
-written whole or not at all. Its footer carries a digest of the completions and the counts, so that planning a resume,
-checking a finished set and summing it up read footers only, never text.
+written whole or not at all. Its footer carries counts and a digest of the completions, so that resuming, checking a
+finished set and adding it up read footers only, never text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOOTER = b"east_ray"
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard that is not finished: `samples` says whether it must be sampled first, or only graded."""
+    """An unfinished shard: to be sampled and graded, or (`samples` false) only graded."""
 
     index: int
     samples: bool
@@ -36,7 +36,7 @@ def shard_name(index: int) -> str:
 
 
 def count_shards(num_questions: int, questions_per_shard: int) -> int:
-    """Shards that so many questions make; the last may hold fewer."""
+    """Number of shards for so many questions; the last may hold fewer."""
     return -(-num_questions // questions_per_shard)
 
 
@@ -106,7 +106,7 @@ def unfinished(
     *,
     retry_failed: bool = False,
 ) -> list[Shard]:
-    """The shards still to do, in order: without completions, with fewer than `num_samples`, or not graded as they are now.
+    """The unfinished shards, in order: no completions, fewer than `num_samples`, or no grades of these completions.
 
     `num_samples` None: take the completions as they are. With `retry_failed` shards that hold failed questions count as
     unsampled. UserError when a shard holds more completions per question than asked for.
@@ -130,7 +130,7 @@ def unfinished(
 
 
 def digest(samples: pa.Table) -> str:
-    """16 hex digits of what was sampled: every question's id, completions and finish reasons, in order."""
+    """16 hex digits over every question's id, completions and finish reasons, in order."""
     state = hashlib.sha256()
     for batch in samples.select(["question_id", "completions", "finish_reasons"]).to_batches():
         for row in batch.to_pylist():
@@ -139,7 +139,7 @@ def digest(samples: pa.Table) -> str:
 
 
 def count_questions(run: RunDirectory, questions: str) -> int:
-    """How many rows a questions file has, from its footer."""
+    """Number of rows of a questions file, from its footer."""
     return pq.read_metadata(run.path(questions), filesystem=run.filesystem).num_rows
 
 

@@ -1,5 +1,4 @@
-"""vLLM behind three methods: several callers hand in questions at once, one engine keeps its batch full. The only file
-that imports vllm.
+"""vLLM behind three methods: several callers share one engine, which keeps its batch full. The only file that imports vllm.
 
 One thread steps vLLM's engine. On the CPU the engine's core runs in this process; on GPUs it runs in a process of its own,
 so that Python never keeps the GPU waiting. Neither drains between two shards.
@@ -78,7 +77,7 @@ class VllmEngine:
         self._thread.join(timeout=10)
 
     def _ask(self, command: Command) -> Future[Any]:
-        """Have the stepping thread do something. The future fails with EngineDied when the engine does not live to do it."""
+        """Have the stepping thread run a command. The future fails with EngineDied when the engine dies before that."""
         future: Future[Any] = Future()
         with self._lock:
             if self._died:
@@ -133,7 +132,7 @@ class VllmEngine:
         engine.engine_core.shutdown()
 
     def _serve_inbox(self, engine: LLMEngine) -> bool:
-        """Do what callers asked for, waiting for it when there is nothing to step. False: close."""
+        """Run the commands that callers sent; wait for one when there is nothing to step. False: close."""
         while True:
             try:
                 asked = self._inbox.get(block=not engine.has_unfinished_requests())
@@ -145,7 +144,7 @@ class VllmEngine:
             command(engine, future)
 
     def _watch(self, core: Any) -> None:
-        """Answer everyone when the core's process has died: vLLM 0.32's step then waits for its output for ever."""
+        """Answer every caller when the core's process has died: vLLM 0.32's step then waits for its output forever."""
         while not self._died and not core.resources.engine_dead:
             time.sleep(WATCH_SECONDS)
         self._fail("its process died")
@@ -160,7 +159,7 @@ class VllmEngine:
 
 
 def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
-    """vLLM's engine arguments; `sampling.engine_args` has the last word."""
+    """vLLM's engine arguments; `sampling.engine_args` overrides them."""
     sampling = settings.sampling
     args: dict[str, Any] = {
         "model": settings.path,
@@ -181,7 +180,7 @@ def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
         args["kv_cache_memory_bytes"] = int(sampling.kv_cache_gib * (1 << 30))
     args |= sampling.engine_args
     if "max_model_len" not in args:
-        # Just long enough, so that the KV cache of a model with a long context fits; vLLM reads the model's own limit.
+        # No longer than needed, so that the KV cache of a model with a long context fits; vLLM reads the model's limit.
         limit = args_class(**args).create_model_config().max_model_len
         args["max_model_len"] = min(limit, settings.longest_prompt + sampling.max_new_tokens)
     return args

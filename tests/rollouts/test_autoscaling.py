@@ -59,9 +59,9 @@ def test_the_pool_grows_under_load_and_its_nodes_go_when_idle(tmp_path: Path) ->
     grown, single = (make_run(tmp_path / name, QUESTIONS) for name in ("grown", "single"))
     with ray_head(num_cpus=1, node_types=NODES) as head:
         assert alive_nodes(head) == 1
-        told = {"delay_seconds": 4, "directory": str(tmp_path)}
+        behaviour = {"delay_seconds": 4, "directory": str(tmp_path)}
         settings = {"num_samples": 128, "cpus_per_engine": 1, "labels": {"role": "rollout"}}
-        roll_out(head, tmp_path / "grown", told=told, min_engines=1, max_engines=3, **settings)
+        roll_out(head, tmp_path / "grown", behaviour=behaviour, min_engines=1, max_engines=3, **settings)
         assert len(list(tmp_path.glob("engine-*"))) == 3
         while alive_nodes(head) > 1:  # until the test's time limit
             time.sleep(2)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DRIVER = ROOT / "tests" / "support" / "rollout_driver.py"
 QUESTIONS = 40
 # Of the twenty shards of two questions, eight fill the engine.
-SETTINGS: dict[str, Any] = {"told": {"delay_seconds": 0.3}, "num_samples": 128}
+SETTINGS: dict[str, Any] = {"behaviour": {"delay_seconds": 0.3}, "num_samples": 128}
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def test_a_killed_worker_is_replaced_and_the_same_command_goes_on(
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["supervisor", "its worker"])
 def test_a_killed_symbolic_process_is_replaced_within_its_grader(tmp_path: Path, depth: int) -> None:
-    settings = {"told": {**SETTINGS["told"], "symbolic": True}, "num_samples": 4}
+    settings = {"behaviour": {**SETTINGS["behaviour"], "symbolic": True}, "num_samples": 4}
     calm, run = make_run(tmp_path / "calm", QUESTIONS), make_run(tmp_path / "disturbed", QUESTIONS)
     finish(calm, settings)
     with driver(run, settings) as process:
@@ -243,10 +243,10 @@ def test_a_lost_node_costs_only_the_shards_in_flight(tmp_path: Path) -> None:
 
     calm, run = make_run(tmp_path / "calm", 2 * QUESTIONS), make_run(tmp_path / "disturbed", 2 * QUESTIONS)
     finish(calm, SETTINGS)
-    told = {**SETTINGS["told"], "directory": str(tmp_path)}
+    behaviour = {**SETTINGS["behaviour"], "directory": str(tmp_path)}
     with ray_nodes({"a": {"num_cpus": 2}, "b": {"num_cpus": 2}}) as cluster:
         environment = {"RAY_ADDRESS": cluster.environment["RAY_ADDRESS"]}
-        settings = {**SETTINGS, "told": told, "min_engines": 2, "max_engines": 2, "cpus_per_engine": 1}
+        settings = {**SETTINGS, "behaviour": behaviour, "min_engines": 2, "max_engines": 2, "cpus_per_engine": 1}
         with driver(run, settings, **environment) as process:
             wait_for_shards(process, run, "samples", 12)
             cluster.remove("a")

@@ -36,7 +36,7 @@ def test_every_question_gets_exactly_its_samples_and_its_grades_and_the_pools_ar
 
     run = make_run(tmp_path, 9)
 
-    (summary,) = roll_out(run, told={"directory": str(tmp_path)})
+    (summary,) = roll_out(run, behaviour={"directory": str(tmp_path)})
 
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
     assert engines_started(tmp_path) == 1
@@ -89,7 +89,7 @@ def test_finished_shards_are_kept_and_only_the_missing_ones_sampled(tmp_path: Pa
     undisturbed = content(run)
     before = {path: path.stat().st_mtime_ns for path in Path(run.root).rglob("*.parquet")}
 
-    (again,) = roll_out(run, told={"directory": str(tmp_path)})
+    (again,) = roll_out(run, behaviour={"directory": str(tmp_path)})
 
     assert engines_started(tmp_path) == 0
     assert {path: path.stat().st_mtime_ns for path in Path(run.root).rglob("*.parquet")} == before
@@ -97,7 +97,7 @@ def test_finished_shards_are_kept_and_only_the_missing_ones_sampled(tmp_path: Pa
 
     Path(run.path("samples", "shard-00001.parquet")).unlink()
     Path(run.path("grades", "shard-00003.parquet")).unlink()
-    (resumed,) = roll_out(run, told={"directory": str(tmp_path)})
+    (resumed,) = roll_out(run, behaviour={"directory": str(tmp_path)})
 
     assert sorted(sampled(tmp_path)) == ["q2", "q3"]
     assert content(run) == undisturbed
@@ -110,7 +110,7 @@ def test_lost_grades_alone_start_no_engine(tmp_path: Path) -> None:
     roll_out(run)
     undisturbed = content(run)
     run.delete("grades")
-    roll_out(run, told={"directory": str(tmp_path)})
+    roll_out(run, behaviour={"directory": str(tmp_path)})
     assert engines_started(tmp_path) == 0
     assert content(run) == undisturbed
 
@@ -146,7 +146,7 @@ def test_several_models_share_one_engine(tmp_path: Path) -> None:
     run, alone = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     jobs = [RolloutJob(f"model-{m}", JOB.questions, f"{m}/samples", f"{m}/grades") for m in "abc"]
 
-    roll_out(run, *jobs, told={"directory": str(tmp_path)})
+    roll_out(run, *jobs, behaviour={"directory": str(tmp_path)})
     roll_out(alone, jobs[2])
 
     assert engines_started(tmp_path) == 1
@@ -157,7 +157,7 @@ def test_several_models_share_one_engine(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_refused_prompt_is_kept_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    (summary,) = roll_out(run, told={"refuse": ["q3"]})
+    (summary,) = roll_out(run, behaviour={"refuse": ["q3"]})
     row = shards.read_shard(run, "samples", 1).to_pylist()[1]
     assert (row["question_id"], row["completions"], row["shortfall"]) == ("q3", [], "the prompt is too long")
     assert (summary.failed_questions, summary.samples) == (1, 36)
@@ -167,7 +167,7 @@ def test_too_many_failed_questions_stop_the_run_and_are_tried_again_by_the_next(
     run, undisturbed = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     refuse = [f"q{i}" for i in range(4)]
     with pytest.raises(UserError, match=r"max_failed_share=0.3 allows.*run the same command again"):
-        roll_out(run, told={"refuse": refuse})
+        roll_out(run, behaviour={"refuse": refuse})
     (summary,) = roll_out(run)
     roll_out(undisturbed)
     assert summary.failed_questions == 0
@@ -177,7 +177,7 @@ def test_too_many_failed_questions_stop_the_run_and_are_tried_again_by_the_next(
 @pytest.mark.slow
 def test_prompt_that_kills_the_engine_is_found_and_given_up(tmp_path: Path) -> None:
     run, undisturbed = make_run(tmp_path / "a"), make_run(tmp_path / "b")
-    (summary,) = roll_out(run, told={"die_on": ["q5"]})
+    (summary,) = roll_out(run, behaviour={"die_on": ["q5"]})
     roll_out(undisturbed)
     assert summary.failed_questions == 1
     row = shards.read_shard(run, "samples", 2).to_pylist()[1]
@@ -191,7 +191,7 @@ def test_prompt_that_kills_the_engine_is_found_and_given_up(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_engine_that_stops_while_its_process_lives_is_replaced(tmp_path: Path) -> None:
     run = make_run(tmp_path, 4)
-    (summary,) = roll_out(run, told={"stop_on": ["q0"]})
+    (summary,) = roll_out(run, behaviour={"stop_on": ["q0"]})
     assert (summary.failed_questions, summary.samples) == (1, 12)
 
 
@@ -204,7 +204,7 @@ def test_engine_that_stops_while_its_process_lives_is_replaced(tmp_path: Path) -
 )
 def test_engine_that_cannot_start_is_one_clear_error(tmp_path: Path, message: str, advice: str) -> None:
     with pytest.raises(UserError) as error:
-        roll_out(make_run(tmp_path), told={"fail_start": message})
+        roll_out(make_run(tmp_path), behaviour={"fail_start": message})
     assert advice in str(error.value)
     assert "Traceback" not in str(error.value)
 
@@ -212,7 +212,7 @@ def test_engine_that_cannot_start_is_one_clear_error(tmp_path: Path, message: st
 def test_file_that_cannot_be_written_is_one_clear_error_and_the_same_command_goes_on(tmp_path: Path) -> None:
     run, undisturbed = make_run(tmp_path / "a", 4), make_run(tmp_path / "b", 4)
     with pytest.raises(UserError, match=r"cannot write .*shard-0000.*; free space .* run the same command again"):
-        roll_out(run, told={"largest_file_bytes": 2000})
+        roll_out(run, behaviour={"largest_file_bytes": 2000})
     roll_out(run)
     roll_out(undisturbed)
     assert content(run) == content(undisturbed)

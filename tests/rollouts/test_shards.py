@@ -1,4 +1,4 @@
-"""Which shards are to be done, and that what they hold can be told from their footers. No engine, no Ray."""
+"""Which shards are unfinished, and that their content can be read from their footers. No engine, no Ray."""
 
 from __future__ import annotations
 

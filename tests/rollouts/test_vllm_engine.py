@@ -344,7 +344,7 @@ def test_engine_in_its_own_process_gives_the_same_completions_and_its_death_is_n
 
 
 def test_weights_of_another_shape_are_an_error(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
-    """The last test of this engine: its weights are half replaced then, and no load mends it."""
+    """The last test of this engine: its weights are half replaced afterwards."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(tiny_model)

@@ -1,6 +1,6 @@
-"""An engine without a model: completions follow from the seeds alone, and it fails where a test tells it to.
+"""An engine without a model: completions follow from the seeds alone, and it fails where a test asks it to.
 
-Told through sampling.engine_args, which reach it as they reach vLLM:
+Its behaviour is set through sampling.engine_args:
   directory      where it leaves one file per engine it is opened as, named by process id, and `calls` of each
   delay_seconds  how long it works on a request
   refuse         question ids it refuses, as vLLM refuses a prompt that is too long
@@ -9,7 +9,7 @@ Told through sampling.engine_args, which reach it as they reach vLLM:
   fail_start     message of the error with which it does not start
   largest_file_bytes   files beyond this size cannot be written by its process, as on a full disk
   shortest       whether completions are as short as can be
-  symbolic       whether answers need the graders' symbolic processes, each answer anew
+  symbolic       whether answers need the graders' symbolic processes, each answer a new one
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from east_ray.rollouts.engine import Completion, EngineDied, EngineSettings, Ref
 
 class FakeEngine:
     def __init__(self, settings: EngineSettings) -> None:
-        self._told: dict[str, Any] = settings.sampling.engine_args
-        if message := self._told.get("fail_start"):
+        self._behaviour: dict[str, Any] = settings.sampling.engine_args
+        if message := self._behaviour.get("fail_start"):
             raise ValueError(message)
         self._model = Path(settings.path).name
-        if limit := self._told.get("largest_file_bytes"):
+        if limit := self._behaviour.get("largest_file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        if directory := self._told.get("directory"):
+        if directory := self._behaviour.get("directory"):
             Path(directory, f"engine-{os.getpid()}").touch()
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -51,21 +51,21 @@ class FakeEngine:
         pass
 
     def _sample(self, request: Request) -> Result:
-        if request.question_id in self._told.get("die_on", ()):
+        if request.question_id in self._behaviour.get("die_on", ()):
             os.kill(os.getpid(), signal.SIGKILL)
-        if request.question_id in self._told.get("stop_on", ()):
+        if request.question_id in self._behaviour.get("stop_on", ()):
             raise EngineDied("out of memory")
-        if request.question_id in self._told.get("refuse", ()):
+        if request.question_id in self._behaviour.get("refuse", ()):
             return Refusal("the prompt is too long")
-        time.sleep(self._told.get("delay_seconds", 0.0))
-        if self._told.get("shortest"):
+        time.sleep(self._behaviour.get("delay_seconds", 0.0))
+        if self._behaviour.get("shortest"):
             return [Completion(rf"\boxed{{{(request.seed + i) % 4}}}", "stop", 4) for i in range(request.num_samples)]
-        if self._told.get("symbolic"):
+        if self._behaviour.get("symbolic"):
             return [integral(request.seed + i) for i in range(request.num_samples)]
         return [completion(self._model, request.seed + i) for i in range(request.num_samples)]
 
     def _note(self, question_id: str) -> None:
-        if directory := self._told.get("directory"):
+        if directory := self._behaviour.get("directory"):
             with open(Path(directory, "sampled"), "a") as file:
                 file.write(question_id + "\n")
 

@@ -43,12 +43,12 @@ def make_run(directory: Path, num_questions: int = 10) -> RunDirectory:
 def roll_out(
     run: RunDirectory, *jobs: RolloutJob, open_engine: Any = FakeEngine, **settings: Any
 ) -> list[RolloutSummary]:
-    """`run_rollouts` with small settings; `told` is what the engine without a model is told to do."""
-    told = settings.pop("told", {})
+    """`run_rollouts` with small settings; `behaviour` configures the fake engine."""
+    behaviour = settings.pop("behaviour", {})
     seed = settings.pop("seed", 0)
     sampling = SamplingConfig(
         **{"num_samples": 4, "questions_per_shard": 2, "max_failed_share": 0.3, "cpus_per_engine": 0.5} | settings,
-        engine_args=told,
+        engine_args=behaviour,
     )
     return run_rollouts(
         run,
