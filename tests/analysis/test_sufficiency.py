@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from east_ray.rollouts.adaptive import interval_widths, levels, wanted_samples
 from scipy import stats
 
 from east_ray.analysis.subsamples import GradedArrays, gather, rank_correlation, top_overlap
