@@ -134,8 +134,8 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
     """The sampling pool of `run_rollouts` without the graders behind it."""
     import ray
 
-    from east_ray.rollouts.actors import RolloutSpec
     from east_ray.console import quiet_ray_data
+    from east_ray.rollouts.actors import RolloutSpec
     from east_ray.rollouts.pools import engine_pool, shard_row
     from east_ray.rollouts.shards import Shard, count_questions, count_shards
 
