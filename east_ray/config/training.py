@@ -40,6 +40,12 @@ class LoraConfig(Section):
         default="all-linear", description="Modules that get an adapter."
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "lm_head" in self.target_modules:
+            raise ValueError("target_modules names lm_head, whose weights TRL reads past an adapter; leave it out")
+        return self
+
 
 class TrainingConfig(Section):
     """The loss, its optimisation, and the workers that train."""

@@ -42,8 +42,8 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpo
 class TrainingSummary:
     """A finished training. `tokens`: those its loss was summed over, in all epochs; `digest`: sha256 of the weights.
 
-    `loss` and `weighted_loss` are of the last step; `gradient_error` is the relative L2 error of the weighted gradient that
-    the start-up check measured.
+    `loss` and `weighted_loss` are of the last step; `gradient_error` is the relative L2 error of the weighted gradient, and
+    `weight_error` the largest relative error of a multiplier where it is applied, both from the start-up check.
     """
 
     examples: int
@@ -54,6 +54,7 @@ class TrainingSummary:
     loss: float
     weighted_loss: float
     gradient_error: float
+    weight_error: float
     digest: str
 
 
@@ -150,6 +151,7 @@ def train(
         loss=last["loss"],
         weighted_loss=last["weighted_loss"],
         gradient_error=status.gradient_error,
+        weight_error=status.weight_error,
         digest=status.digest,
     )
     logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)

@@ -17,7 +17,11 @@ from east_ray.training.trainers import WeightedTrainer
 # Accepted distance of the two gradients, by the type the model computes in, relative to the root of the summed squares of
 # the examples' own gradients. Rounding stays far below; a wrong, lost or swapped weight is an order of magnitude above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+WEIGHT_TOLERANCE = 1e-6  # of multipliers and reference log-probabilities, which must arrive in float32
 COMPLETION_TOKENS = 32  # per example: enough to tell weights apart, and little memory
+
+
+GIVEN = ("multiplier", "ref_chosen_logps", "ref_rejected_logps")  # floating-point columns of a batch
 
 
 class WeightedGradientError(RuntimeError):
@@ -28,11 +32,13 @@ class WeightedGradientError(RuntimeError):
 class GradientCheck:
     """`distance` of the two gradients and `loss_distance` of the two unweighted losses: relative, the worst over all ranks.
 
+    `weight_error`: the largest relative error of a multiplier, or of a given reference log-probability, as it arrived.
     `parameters`: those whose gradients were compared.
     """
 
     distance: float
     loss_distance: float
+    weight_error: float
     tolerance: float
     parameters: tuple[str, ...]
 
@@ -54,15 +60,20 @@ def check_weighted_gradient(trainer: WeightedTrainer) -> GradientCheck:
         trainer._metrics["eval"].clear()
         trainer._weighted_loss = torch.zeros_like(trainer._weighted_loss)
         trainer.multiplier_B = None
-    gradient, loss = trainer.accelerator.gather(distances[None]).max(dim=0).values.tolist()
+    gradient, loss, weight = trainer.accelerator.gather(distances[None]).max(dim=0).values.tolist()
     tolerance = TOLERANCES[trainer.model.dtype]
+    if weight > WEIGHT_TOLERANCE:
+        raise WeightedGradientError(
+            f"the weights of the first micro-batch reach the loss with a relative error of {weight:.2g} ({WEIGHT_TOLERANCE:g} "
+            "allowed): this transformers rounds a batch's floating-point columns; install the versions in pyproject.toml"
+        )
     if not (gradient <= tolerance and loss <= tolerance):
         raise WeightedGradientError(
             f"on the first micro-batch TRL's weighted {trainer.positions.loss} gradient is {gradient:.2g}, and its loss "
             f"{loss:.2g}, away from the formulas' (relative, {tolerance:g} allowed; measured on {', '.join(names)}): "
             "this transformers or TRL computes its loss another way; install the versions in pyproject.toml"
         )
-    return GradientCheck(gradient, loss, tolerance, names)
+    return GradientCheck(gradient, loss, weight, tolerance, names)
 
 
 def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
@@ -83,7 +94,7 @@ def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> torch.Tensor:
-    """Relative distances of the gradients at the probes and of the losses, on this rank."""
+    """Relative distances of the gradients at the probes and of the losses, and the weights' error, on this rank."""
     plan = trainer.positions.plan
     first = trainer.accelerator.process_index * plan.micro_batch_size
     mine = [trainer.positions[first + i] for i in range(plan.micro_batch_size)]
@@ -96,7 +107,11 @@ def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> to
     loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=items)
     actual = _flat(torch.autograd.grad(loss, probes))
 
-    scale_B = trainer.scale_B
+    planned_B = torch.tensor([item["multiplier"] for item in mine], dtype=torch.float64)
+    arrived_B = inputs["multiplier"].double().cpu()
+    # What training applied, local weights included, with the plan's own multipliers in place of those that arrived.
+    correction_B = torch.where(arrived_B == planned_B, 1.0, planned_B / arrived_B)
+    scale_B = trainer.scale_B * correction_B.to(trainer.scale_B)
     share = trainer.loss_share(items, plan.micro_batch_size)
     by_formula = share * trainer.example_losses(inputs, trainer.policy_R).sum()
     terms = []
@@ -107,7 +122,22 @@ def _distances(trainer: WeightedTrainer, probes: list[torch.nn.Parameter]) -> to
     terms_B = torch.stack(terms)
     gap, size = (actual - terms_B.sum(dim=0)).norm(), terms_B.norm()
     loss_gap, loss_size = (loss.detach() - by_formula).float().abs(), by_formula.float().abs()
-    return torch.stack([gap / size if size > 0 else gap, loss_gap / loss_size if loss_size > 0 else loss_gap])
+    weight_error = max(_relative_error(inputs, mine, name) for name in GIVEN if name in mine[0])
+    return torch.stack(
+        [
+            gap / size if size > 0 else gap,
+            loss_gap / loss_size if loss_size > 0 else loss_gap,
+            gap.new_tensor(weight_error),
+        ]
+    )
+
+
+def _relative_error(inputs: dict[str, Any], items: list[dict[str, Any]], name: str) -> float:
+    """The largest relative difference between a column as it arrived and as the data set holds it."""
+    arrived_B = inputs[name].double().cpu()
+    given_B = torch.tensor([item[name] for item in items], dtype=torch.float64)
+    error_B = (arrived_B - given_B).abs() / given_B.abs()
+    return float(torch.where(arrived_B == given_B, 0.0, error_B).max())
 
 
 def _shortened(inputs: dict[str, Any]) -> dict[str, Any]:

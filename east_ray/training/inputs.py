@@ -49,6 +49,30 @@ def trainer_settings(training: TrainingConfig, dtype: str) -> dict[str, Any]:
     }
 
 
+LOSS_TYPES = {"nll", "sigmoid", "kto"}  # TRL's names of the losses that `example_losses` writes out
+
+
+def refuse_inseparable(args: Any) -> None:
+    """ValueError for TRL settings whose loss is not a sum over rows, or does not pass through `log_probs`."""
+    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    reasons = {
+        "packing": (getattr(args, "packing", False), "packs several examples into one row, which has one weight"),
+        "padding_free": (
+            getattr(args, "padding_free", False),
+            "joins a micro-batch into one row, which has one weight",
+        ),
+        "use_liger_kernel": (args.use_liger_kernel, "computes the loss without per-row log-probabilities"),
+        "label_smoothing_factor": (args.label_smoothing_factor, "computes the loss from logits, bypassing the weights"),
+        "use_weighting": (getattr(args, "use_weighting", False), 'is local_weight = "wpo" here'),
+        "ld_alpha": (getattr(args, "ld_alpha", None) is not None, "couples the lengths of a pair"),
+        "loss_type": (set(losses) - LOSS_TYPES, f"{losses} has no weighted form here"),
+        "parallelism_config": (args.parallelism_config is not None, "splits rows over devices"),
+    }
+    for name, (is_set, reason) in reasons.items():
+        if is_set:
+            raise ValueError(f"{name} cannot be combined with a weight per example: it {reason}; leave it unset")
+
+
 def trackers(report_to: Sequence[str]) -> list[str]:
     """The trackers to log to: those named, else TensorBoard where it is installed; "none" for none."""
     return list(report_to) or (["tensorboard"] if is_tensorboard_available() else ["none"])

@@ -56,6 +56,7 @@ class TrainingStatus:
     log: list[dict[str, Any]] = field(default_factory=list)
     workers: dict[int, str] = field(default_factory=dict)
     gradient_error: float = math.nan
+    weight_error: float = math.nan
     digest: str = ""
     refused: str = ""
 

@@ -89,6 +89,8 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
         "bf16": {"enabled": "auto"},
         "fp16": {"enabled": "auto"},
         "zero_optimization": zero,
+        # Else the gradients of a step's micro-batches are summed in bf16. Stage 0 refuses it; stage 1 would change optimizer.
+        "data_types": {"grad_accum_dtype": "fp32"} if training.zero_stage >= 2 else {},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 30,
@@ -107,7 +109,7 @@ class _Callback(TrainerCallback):
         check = check_weighted_gradient(self.trainer)
         if state.is_world_process_zero:
             # The figure alone: the actor would have to import torch and TRL to know the class.
-            self.job.status.update.remote(gradient_error=check.distance)
+            self.job.status.update.remote(gradient_error=check.distance, weight_error=check.weight_error)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:

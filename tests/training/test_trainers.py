@@ -12,6 +12,7 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
+from east_ray.records import UserError
 from east_ray.training import trainers
 from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from tests.support import oracles
@@ -217,6 +218,29 @@ def test_the_gradient_check_notices_another_loss(loss: str, tmp_path: Path, monk
     rows, plan, weights = planned(loss, 16, training)
     with pytest.raises(WeightedGradientError):
         check_weighted_gradient(trainer(rows, plan, weights, training, tmp_path))
+
+
+def test_the_gradient_check_sees_weights_that_arrive_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers' own `_prepare_input` rounds them under DeepSpeed with bf16."""
+    training = config("sft")
+    rows, plan, weights = planned("sft", 16, training)
+    made = trainer(rows, plan, weights, training, tmp_path, dtype="bfloat16")
+    prepare = made._prepare_inputs
+    monkeypatch.setattr(
+        made,
+        "_prepare_inputs",
+        lambda inputs: {k: v.bfloat16() if v.is_floating_point() else v for k, v in prepare(inputs).items()},
+    )
+    with pytest.raises(WeightedGradientError, match="reach the loss with a relative error of"):
+        check_weighted_gradient(made)
+
+
+def test_an_adapter_on_a_tied_embedding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="target_modules names lm_head"):
+        config("sft", lora={"rank": 2, "target_modules": ["lm_head"]})
+    training = config("sft", lora={"rank": 2, "target_modules": ["embed_tokens"]})
+    with pytest.raises(UserError, match="the merged model would not be the trained one"):
+        trainer(*planned("sft", 8, training), training, tmp_path)
 
 
 @pytest.mark.parametrize(
