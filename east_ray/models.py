@@ -11,7 +11,7 @@ from typing import Any
 
 from east_ray.config.sections import ModelConfig
 from east_ray.records import UserError
-from east_ray.runs import storage
+from east_ray.runs.storage import Directory
 
 # Of a repository on the hub only what is used is fetched: many hold the same weights two or three times.
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
@@ -27,7 +27,7 @@ def local_model(path: str, revision: str | None = None, *, weights: bool = True)
     and without their weights when only the tokenizer is wanted. UserError when there is no such model.
     """
     if os.path.isdir(path) or "://" in path:
-        return storage.local_copy(path)
+        return Directory(path).local_copy()
     check_hub_name(path)
     from huggingface_hub import snapshot_download
 
@@ -53,8 +53,8 @@ def local_model(path: str, revision: str | None = None, *, weights: bool = True)
 def read_json(path: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
     """One JSON file of a model, without its weights; None when the model has no such file."""
     if "://" in path:
-        uri = storage.join(path, name)
-        data = storage.read_bytes(uri) if storage.exists(uri) else None
+        directory = Directory(path)
+        data = directory.read_bytes(name) if directory.exists(name) else None
     else:
         file = Path(local_model(path, revision, weights=False), name)
         data = file.read_bytes() if file.is_file() else None

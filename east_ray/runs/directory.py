@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from east_ray.records import UserError
-from east_ray.runs import storage
+from east_ray.runs.storage import Directory, absolute
 
 logger = logging.getLogger(__name__)
 
@@ -29,63 +29,17 @@ INTENT = "intent.json"
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """Where one run keeps everything. Picklable: the filesystem is opened again wherever it is used."""
-
-    uri: str
+class RunDirectory(Directory):
+    """Where one run keeps everything."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "uri", storage.absolute(self.uri))
-
-    @property
-    def is_local(self) -> bool:
-        """Is it on this machine's own file system (or one mounted there)?"""
-        return storage.is_local(self.uri)
-
-    @property
-    def root(self) -> str:
-        """Its path on `filesystem`, without a scheme."""
-        return storage.open_filesystem(self.uri)[1]
-
-    @property
-    def filesystem(self) -> pafs.FileSystem:
-        """The Arrow filesystem it lies on, opened once per process. UserError when the scheme or an option is unknown."""
-        return storage.open_filesystem(self.uri)[0]
-
-    def path(self, *parts: str) -> str:
-        """Absolute path on `filesystem` of a file or directory inside the run."""
-        return "/".join([self.root, *parts])
-
-    def uri_of(self, *parts: str) -> str:
-        """The same as an address to print, or to open through `storage`: a plain path, or scheme://..."""
-        return storage.join(self.uri, *parts)
-
-    def local_copy(self, *parts: str) -> str:
-        """A directory of the run (a model) as a path on this node, which is what vLLM and transformers load from.
-
-        The directory itself on a local disk; on a store a copy in the node's cache, fetched once (storage.local_copy).
-        """
-        return storage.local_copy(self.uri_of(*parts))
-
-    def upload(self, source: str, *parts: str) -> None:
-        """Put a directory made on this node (a saved model) into the run, file by file; its manifest comes afterwards."""
-        storage.upload_directory(self.uri_of(*parts), source)
-
-    def exists(self, *parts: str) -> bool:
-        """Is there such a file or directory in the run?"""
-        return storage.exists(self.uri_of(*parts))
-
-    def list(self, *parts: str, suffix: str = "") -> list[str]:
-        """Sorted names of the files directly inside a directory; empty when it does not exist."""
-        return [i.base_name for i in storage.list_files(self.uri_of(*parts)) if i.base_name.endswith(suffix)]
-
-    def read_bytes(self, *parts: str) -> bytes:
-        """A whole file. FileNotFoundError when there is none."""
-        return storage.read_bytes(self.uri_of(*parts))
-
-    def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a whole file at once: readers see the old file, the new one, or none, never half."""
-        storage.write_bytes(self.uri_of(*parts), data)
+        is_relative = self.is_local and not Path(self.uri.removeprefix("file://")).expanduser().is_absolute()
+        if is_relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise UserError(
+                f"run.dir={self.uri!r} is relative, and this is a submitted job, whose working directory is deleted when "
+                f"it ends: use s3://bucket/prefix, gs://bucket/prefix or an absolute path that every node shares"
+            )
+        object.__setattr__(self, "uri", absolute(self.uri))
 
     def read_json(self, *parts: str) -> Any:
         """What a JSON file holds. FileNotFoundError when there is none, UserError when it is damaged."""
@@ -107,7 +61,7 @@ class RunDirectory:
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file, or every `.parquet` file of a directory in name order."""
         try:
-            return storage.read_parquet(self.uri_of(*parts), columns)
+            return self.read_parquet(*parts, columns=columns)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -121,8 +75,8 @@ class RunDirectory:
 
     def delete(self, *parts: str) -> None:
         """Delete a directory and all in it, if it exists; its manifest goes first, so that a kill leaves it unfinished."""
-        storage.delete_file(self.uri_of(*parts, MANIFEST))
-        storage.delete_directory(self.uri_of(*parts))
+        self.delete_file(*parts, MANIFEST)
+        self.delete_directory(*parts)
 
     def append_metrics(self, **fields: Any) -> None:
         """Add one line to metrics.jsonl (rewritten whole on object stores, which cannot append)."""
@@ -166,7 +120,7 @@ def fingerprint_source(source: str, revision: str | None = None) -> str:
     other weights of the same shape still differ. On s3:// and gs:// names, sizes and times stand for the content.
     """
     if source.startswith(("s3://", "gs://")):
-        return fingerprint([source, storage.listing(source)])
+        return fingerprint([source, Directory(source).listing()])
     path = Path(source).expanduser()
     if not path.exists():
         return fingerprint([source, revision])

@@ -125,11 +125,11 @@ def test_an_artifact_is_finished_only_with_its_manifest_and_metrics_lines_accumu
 def test_a_kill_while_an_artifact_is_deleted_leaves_it_unfinished(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(uri: str) -> None:
-        raise KeyboardInterrupt(uri)
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
     Artifact(run, "samples").complete()
-    monkeypatch.setattr(storage, "delete_directory", killed)
+    monkeypatch.setattr(storage.Directory, "delete_directory", killed)
     with pytest.raises(KeyboardInterrupt):
         run.delete("samples")
     assert not Artifact(run, "samples").is_finished
@@ -140,9 +140,9 @@ def test_a_write_killed_half_way_leaves_the_old_file_and_nothing_beside_it(s3_ur
     run.write_bytes(b"old", "samples", "shard-00000.parquet")
     script = """
         import sys, time
-        from east_ray.runs import storage
-        filesystem, path = storage.open_filesystem(sys.argv[1])
-        stream = filesystem.open_output_stream(path)
+        from east_ray.runs.storage import Directory
+        file = Directory(sys.argv[1])
+        stream = file.filesystem.open_output_stream(file.root)
         stream.write(b"x" * (24 << 20))
         print("written", flush=True)
         time.sleep(600)
@@ -221,8 +221,8 @@ def test_processes_that_ask_for_a_copy_at_the_same_time_all_get_a_whole_one(
     RunDirectory(s3_uri).upload(str(model), "model")
     script = """
         import sys
-        from east_ray.runs import storage
-        print(storage.local_copy(sys.argv[1] + "/model"))
+        from east_ray.runs.storage import Directory
+        print(Directory(sys.argv[1]).local_copy("model"))
     """
     answers = [p.communicate()[0].strip() for p in [start(script, s3_uri) for _ in range(3)]]
     assert len(set(answers)) == 1
@@ -262,13 +262,13 @@ def test_old_copies_make_room_and_recent_ones_stay(
 
 def test_local_directories_and_hub_names_need_no_copy(tmp_path: Path) -> None:
     assert RunDirectory(str(tmp_path)).local_copy("model") == str(tmp_path / "model")
-    assert storage.local_copy("meta-llama/Llama-3.2-1B-Instruct") == "meta-llama/Llama-3.2-1B-Instruct"
+    assert storage.Directory("meta-llama/Llama-3.2-1B-Instruct").local_copy() == "meta-llama/Llama-3.2-1B-Instruct"
 
 
 def test_a_model_on_the_store_is_as_big_as_its_copy_on_disk(s3_uri: str, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         read_architecture(ModelConfig(path=s3_uri))
-    storage.upload_directory(s3_uri, str(tiny_model))
+    storage.Directory(s3_uri).upload(str(tiny_model))
     assert read_architecture(ModelConfig(path=s3_uri)) == read_architecture(ModelConfig(path=str(tiny_model)))
 
 
@@ -335,7 +335,7 @@ def test_a_run_on_s3_killed_while_sampling_and_while_training_ends_as_one_on_dis
             if killed_at is None:
                 assert driver.wait() == 0
                 return
-            while not any(re.search(killed_at, info.path) for info in storage.list_files(s3_uri, recursive=True)):
+            while not any(re.search(killed_at, info.path) for info in storage.Directory(s3_uri).files(recursive=True)):
                 assert driver.poll() is None, f"it ended before there was a {killed_at}"
                 time.sleep(0.2)
             os.killpg(driver.pid, signal.SIGKILL)

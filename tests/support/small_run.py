@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from east_ray.runs import storage
+from east_ray.runs.storage import Directory
 
 ROOT = Path(__file__).resolve().parents[2]
 ARM = "round-00/arms/east"
@@ -45,15 +45,15 @@ def write_config(path: Path, run_dir: str, more: str = "") -> Path:
 
 def artefacts(run: str) -> dict[str, str]:
     """File -> digest, for all that a run is made for; tables by content, since their files may name who wrote them."""
-    root = storage.open_filesystem(run)[1]
+    directory = Directory(run)
     digests = {}
-    for info in storage.list_files(run, recursive=True):
-        name = info.path.removeprefix(root).lstrip("/")
+    for info in directory.files(recursive=True):
+        name = info.path.removeprefix(directory.root).lstrip("/")
         if name.endswith(".parquet") and "training" not in name:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(run, name))))
+            table = pq.read_table(pa.BufferReader(directory.read_bytes(name)))
             digests[name] = hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()
         elif info.base_name in RESULTS and "checkpoint" not in name:
-            digests[name] = hashlib.sha256(storage.read_bytes(storage.join(run, name))).hexdigest()
+            digests[name] = hashlib.sha256(directory.read_bytes(name)).hexdigest()
     return digests
 
 
