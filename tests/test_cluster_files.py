@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import gzip
+import itertools
 import json
 import re
+import shlex
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -27,6 +29,8 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 from ray.core.generated.common_pb2 import LabelSelectorOperator
+
+from east_ray.config.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER_FILES = ("cluster.yaml", "cluster-gcp.yaml")
@@ -150,6 +154,36 @@ def test_the_training_gang_shares_one_machine_that_is_not_taken_away(name: str) 
 @pytest.mark.parametrize("role", ["cpu", None])
 def test_graders_and_unlabelled_work_start_no_gpu_machine(name: str, role: str | None) -> None:
     assert machines_for(name, 20, {"CPU": 1.0}, role) == {"cpu": 2}
+
+
+def commands_of(name: str) -> list[list[str]]:
+    """The words after `jobs/run.py` of every such command in a manifest's entrypoint, or in a page's code blocks."""
+    text = read(name)["spec"]["entrypoint"] if name.endswith(".yaml") else (ROOT / name).read_text()
+    found = re.findall(r"jobs/run\.py (\S*jobs/configs/(?:[^\n\\]|\\\n)*)", text.replace("\\\n", " "))
+    return [shlex.split(command) for command in found]
+
+
+COMMANDS = [
+    ("kubernetes/raycluster.yaml", commands_of("kubernetes/rayjob.yaml")[0]),
+    *((name, words) for name in CLUSTERS for words in commands_of("docs/cluster.md")),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), COMMANDS)
+def test_the_documented_commands_put_engines_on_rollout_machines_and_the_whole_gang_on_one_training_machine(
+    name: str, words: list[str]
+) -> None:
+    settings = [word for flag, word in itertools.pairwise(words) if flag == "--set"]
+    config = load(ROOT / "jobs" / "configs" / Path(words[0]).name, settings)
+    sampling, training, grading = config.sampling, config.training, config.grading
+    engine = {"GPU": sampling.gpus_per_engine, "CPU": sampling.cpus_per_engine}
+    engines = machines_for(name, sampling.max_engines, engine, sampling.labels.get("role"))
+    assert set(engines) <= SPOT | ON_DEMAND
+    assert sum(engines[node] for node in SPOT) == sampling.max_engines
+    worker = {"GPU": 1.0, "CPU": float(training.cpus_per_worker)}
+    assert machines_for(name, training.workers, worker, training.labels.get("role"), gang=True) == {"train": 1}
+    assert set(machines_for(name, grading.workers, {"CPU": 1.0}, grading.labels.get("role"))) == {"cpu"}
+    assert training.use_gpu
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)

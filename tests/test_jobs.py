@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.support.ray_processes import BIN, ROOT, Head, ray_head
-from tests.support.small_run import ARM, artefacts, is_whole, write_config
+from tests.support.small_run import ARM, artefacts, is_whole
 
 
 @pytest.mark.parametrize("command", ["jobs/run.py", "-m east_ray run"])
@@ -36,10 +36,16 @@ def head() -> Iterator[Head]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It lies outside what is uploaded, as a shared disk does."""
-    path = tmp_path_factory.mktemp("job")
-    return write_config(path / "job.toml", str(path / "run"))
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory lies outside what is uploaded, as a shared disk does."""
+    return tmp_path_factory.mktemp("job") / "run"
+
+
+def job(run: Path) -> list[str]:
+    """The first job of docs/cluster.md, with fewer questions and samples: its model and questions are in the upload."""
+    settings = ["questions.train_limit=160", "questions.test_limit=96", "sampling.questions_per_shard=8"]
+    settings += ["sampling.num_samples=16", "sampling.max_new_tokens=96", "training.epochs=1", f"run.dir={run}"]
+    return ["jobs/configs/tiny.toml", *(word for setting in settings for word in ("--set", setting))]
 
 
 def submit(
@@ -54,52 +60,51 @@ def submit(
 
 
 @pytest.mark.slow
-def test_a_submitted_run_is_followed_to_its_end_and_leaves_its_results(head: Head, config: Path) -> None:
-    job = submit(head, "python", "jobs/run.py", str(config))
-    output = job.stdout + job.stderr
-    assert job.returncode == 0, output
+def test_a_submitted_run_is_followed_to_its_end_and_leaves_its_results(head: Head, run: Path) -> None:
+    done = submit(head, "python", "jobs/run.py", *job(run))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     assert "succeeded" in output
     for step in ("sample", "weigh", "select", "train", "evaluate"):
         assert step in output
-    run = config.parent / "run"
     assert is_whole(artefacts(str(run)))
     assert json.loads((run / ARM / "evaluation" / "metrics.json").read_text())
     assert (run / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_the_same_job_again_has_nothing_to_do(head: Head, config: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (config.parent / "run").rglob("*.parquet")}
-    job = submit(head, "python", "jobs/run.py", str(config))
-    assert job.returncode == 0, job.stdout + job.stderr
-    assert "Nothing to do: this run is finished." in job.stdout + job.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in (config.parent / "run").rglob("*.parquet")}
+def test_the_same_job_again_has_nothing_to_do(head: Head, run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    done = submit(head, "python", "jobs/run.py", *job(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing to do: this run is finished." in done.stdout + done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
 
 
 @pytest.mark.slow
-def test_one_step_submitted_alone_refuses_another_setting_with_one_clear_message(head: Head, config: Path) -> None:
-    job = submit(head, "python", "-m", "east_ray", "weigh", str(config), "--set", "selection.keep=solved")
-    output = job.stdout + job.stderr
-    assert job.returncode != 0
+def test_one_step_submitted_alone_refuses_another_setting_with_one_clear_message(head: Head, run: Path) -> None:
+    done = submit(head, "python", "-m", "east_ray", "weigh", *job(run), "--set", "selection.keep=solved")
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
     assert "was made with selection.keep = 'mixed', now it is 'solved'" in output
     assert "--restart-from weigh" in output
     assert "Traceback" not in output.split("Running entrypoint")[1]
 
 
 @pytest.mark.slow
-def test_a_relative_run_directory_is_refused_in_a_job(head: Head, config: Path) -> None:
-    job = submit(head, "python", "jobs/run.py", str(config), "--set", "run.dir=runs/x")
-    assert job.returncode != 0
-    assert "this is a submitted job, whose working directory is deleted" in job.stdout + job.stderr
+def test_a_relative_run_directory_is_refused_in_a_job(head: Head, run: Path) -> None:
+    done = submit(head, "python", "jobs/run.py", *job(run), "--set", "run.dir=runs/x")
+    assert done.returncode != 0
+    assert "this is a submitted job, whose working directory is deleted" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_a_submission_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("f" * 64)
-    job = submit(head, "python", "-c", "print('ran')", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
-    assert job.returncode != 0
-    assert "ran" not in job.stdout.splitlines()
-    assert "authentication" in (job.stdout + job.stderr).lower()
+    done = submit(head, "python", "-c", "print('ran')", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert done.returncode != 0
+    assert "ran" not in done.stdout.splitlines()
+    assert "authentication" in (done.stdout + done.stderr).lower()
 
 
 @pytest.mark.slow
@@ -112,5 +117,5 @@ def test_a_variable_of_the_jobs_runtime_environment_wins_over_ours(head: Head, t
         "import os, ray; from east_ray.runs.cluster import start_ray; start_ray();"
         "level = ray.remote(lambda: os.environ['VLLM_LOGGING_LEVEL']); print('level', ray.get(level.remote()))"
     )
-    job = submit(head, "python", "-c", code, runtime_env=str(tmp_path / "debug.yaml"))
-    assert "level DEBUG" in job.stdout.splitlines(), job.stdout + job.stderr
+    done = submit(head, "python", "-c", code, runtime_env=str(tmp_path / "debug.yaml"))
+    assert "level DEBUG" in done.stdout.splitlines(), done.stdout + done.stderr
