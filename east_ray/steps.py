@@ -42,7 +42,7 @@ def questions(run: RunDirectory, config: Config) -> Step:
         work=work,
         discard_on_user_error=True,
     )
-    return Step("questions", [artifact])
+    return Step("questions", [artifact], uses_ray=False)
 
 
 def sample(run: RunDirectory, config: Config, groups: Sequence[Group], questions: Step) -> Step:
@@ -116,7 +116,7 @@ def import_samples(run: RunDirectory, config: Config, file: str, questions: Step
         work=work,
         discard_on_user_error=True,
     )
-    return Step("import-samples", [artifact])
+    return Step("import-samples", [artifact], uses_ray=False)
 
 
 def verify(run: RunDirectory, config: Config, groups: Sequence[Group], samples: Step) -> Step:

