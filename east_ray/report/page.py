@@ -140,22 +140,31 @@ def _facts(f: ReportData) -> list[tuple[str, str]]:
 
 
 def _note(f: ReportData) -> str:
-    """How the numbers of the headline table were computed."""
-    confidence = f"{f.config.evaluation.confidence:.0%}"
+    """How the numbers of the headline table were computed, and what vanilla is."""
+    level = f"{f.config.evaluation.confidence:.0%}"
+    notes = [f"{level} CI: Wilson for accuracies, Bonett and Price's for paired differences. p: McNemar's exact test."]
     if any(len(row.members) > 1 for row in f.comparisons):
-        how = (
-            f"{confidence} intervals and p-values cover both which questions and which seeds were drawn{seeds(f.comparisons)}. "
-            "Seeds differ in the order of training alone: in round 1 all learn from the same samples and pairs, so the "
-            "intervals do not cover how other samples would have moved the result."
+        notes = [
+            f"{level} CI and p cover both which questions and which seeds were drawn{seeds(f.comparisons)}. Seeds differ in "
+            "the order of training alone: in round 1 all learn from the same samples and pairs, so the intervals do not "
+            "cover how other samples would have moved the result."
+        ]
+    differences = {row.name: row.to_vanilla for row in f.comparisons if row.to_vanilla}
+    if differences:
+        notes.append(
+            "Minimum detectable effect: the difference found with a chance of 80% at the level that p is held to."
         )
-    else:
-        how = (
-            f"{confidence} intervals: Wilson for accuracies, paired bootstrap over questions for differences, in points. "
-            "p: McNemar's exact test."
+        notes.append("Vanilla is the arm with all weights 1 and the same loss and seed.")
+        mixed = [f"{name}: {', '.join(d.differs)}" for name, d in differences.items() if d.differs]
+        notes += (
+            [f"Other settings differ too, so these differences are not of the weights alone: {'; '.join(mixed)}."]
+            if mixed
+            else []
         )
-    corrected = sum(row.to_vanilla is not None for row in f.comparisons)
-    holm = f" Corrected for {corrected} comparisons by Holm's method." if corrected > 1 else ""
-    return f"{how}{holm} Vanilla is the arm with the same loss, settings and samples but all weights 1."
+        notes += [] if mixed else ["All other training settings are equal."]
+    if max((d.comparisons for d in differences.values()), default=1) > 1:
+        notes.append("CI hold for each arm alone; only p is adjusted for their number.")
+    return " ".join(notes)
 
 
 def _questions(f: ReportData) -> Chapter | None:

@@ -242,8 +242,8 @@ def cost(f: ReportData) -> Chapter | None:
     tables = [table]
     if recorded := recorded_comparison(f.run):
         pool, figures = recorded
-        note = f"As `east-ray plan` estimated it on {pool} before the run began.."
-        tables.append(Table(("planned and measured", "planned", "actual"), tuple(r.cells for r in figures), note))
+        note = f"The plan for {pool}, recorded when the run began, and what was measured."
+        tables.append(Table(("plan", "planned", "measured"), tuple(figure.cells for figure in figures), note))
     return Chapter("cost", "Cost", "Time and tokens", tables=tuple(tables))
 
 

@@ -470,3 +470,16 @@ def test_the_page_says_where_imported_completions_come_from(tmp_path: Path) -> N
     Artifact(run, "round-00/samples", settings={"imported": "theirs.jsonl"}).complete()
     write_report(run)
     assert "They were imported from theirs.jsonl" in page_of(run)
+
+
+def test_the_page_names_settings_that_differ_from_vanillas(tmp_path: Path) -> None:
+    arms = [Arm(name="vanilla", set=VANILLA), Arm(name="east", set={"training.epochs": 10.0})]
+    run = make_run(tmp_path, num_train=40, gains={"vanilla": 0.05, "east": 0.4}, arms=arms)
+    write_report(run)
+    page = html.unescape(page_of(run))
+    assert "not of the weights alone: east: training.epochs 10.0 (vanilla: 3.0)" in page
+    assert "All other training settings are equal" not in page
+
+
+def test_the_page_says_that_settings_are_equal_where_they_are(plain: RunDirectory) -> None:
+    assert "All other training settings are equal." in page_of(plain)
