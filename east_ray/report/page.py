@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from east_ray import formatting
 from east_ray.config.load import from_dict
-from east_ray.evaluation.comparison import Comparison
+from east_ray.evaluation.comparison import DEFAULT, Comparison
 from east_ray.evaluation.summary import describe, seeds
 from east_ray.figures.drawing import EAST, FULL, HALF, NARROW, NEUTRAL, VANILLA, Figure, png, svg, to_csv
 from east_ray.records import UserError
@@ -162,6 +162,12 @@ def _note(f: ReportData) -> str:
             else []
         )
         notes += [] if mixed else ["All other training settings are equal."]
+    plain = set(f.vanilla.values())
+    without = [row.name for row in f.comparisons if row.members[0] not in {DEFAULT, *plain} and not row.to_vanilla]
+    if plain and without:
+        notes.append(
+            f"Without a vanilla arm of the same loss and seeds, hence without a difference to it: {', '.join(without)}."
+        )
     if max((d.comparisons for d in differences.values()), default=1) > 1:
         notes.append("CI hold for each arm alone; only p is adjusted for their number.")
     return " ".join(notes)

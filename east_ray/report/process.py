@@ -5,6 +5,7 @@ Each reads its part of a run directory, never completions; without data it is le
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,28 @@ def training(f: ReportData) -> Chapter | None:
                 name, full_title = f"training_{loss}_{slug(key)}", f"{title} ({loss.upper()})"
                 figures.append(charts.training_curve(name, full_title, label, caption + note, shown))
     text = f"Of an arm's {most_seeds} seeds the first is drawn." if most_seeds > 1 else ""
-    return Chapter("training", "Training", "How training went", text, tuple(figures)) if figures else None
+    table = training_table(f)
+    if not figures and not table.rows:
+        return None
+    return Chapter("training", "Training", "How training went", text, tuple(figures), (table,) if table.rows else ())
+
+
+def training_table(f: ReportData) -> Table:
+    """What every training did, and how exactly its weights reached the gradient, as its manifest records it."""
+    rows = []
+    for t, arm in itertools.product(range(f.config.run.rounds), f.config.arms):
+        facts = (f.run.manifest(f"round-{t:02d}/arms/{arm.name}/training") or {}).get("facts", {})
+        if "steps" in facts:
+            errors = [f"{facts[key]:.1e}" if key in facts else "" for key in ("gradient_error", "weight_error")]
+            counts = [f"{facts[key]:,}" for key in ("examples", "steps", "tokens")]
+            name = f"{arm.name}, round {t + 1}" if f.config.run.rounds > 1 else arm.name
+            rows.append((name, *counts, *errors))
+    return Table(
+        ("trained", "examples", "steps", "tokens", "gradient error", "weight error"),
+        tuple(rows),
+        "Checked before the first step: gradient error, the relative L2 distance of a weighted micro-batch's gradient from the "
+        "formula's; weight error, the largest relative error of a weight as it reached the loss.",
+    )
 
 
 def read_log(f: ReportData, arm: str) -> list[dict[str, Any]]:

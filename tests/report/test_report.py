@@ -483,3 +483,15 @@ def test_the_page_names_settings_that_differ_from_vanillas(tmp_path: Path) -> No
 
 def test_the_page_says_that_settings_are_equal_where_they_are(plain: RunDirectory) -> None:
     assert "All other training settings are equal." in page_of(plain)
+
+
+def test_the_page_shows_how_exactly_weights_reached_the_gradient(plain: RunDirectory) -> None:
+    rows = table_of(page_of(plain), "trained")
+    assert rows == [[arm, "48", "60", "41,000", "2.8e-03", "0.0e+00"] for arm in ("vanilla", "east")]
+
+
+def test_an_arm_without_a_vanilla_of_its_seeds_is_named(tmp_path: Path) -> None:
+    seeds = [Arm(name=f"east-seed{i}", set={"run.seed": i}) for i in range(2)]
+    run = make_run(tmp_path, num_train=32, arms=[Arm(name="vanilla", set=VANILLA), *seeds])
+    write_report(run)
+    assert "hence without a difference to it: east." in page_of(run)
