@@ -27,19 +27,25 @@ from east_ray.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+# Ours, and those of other pipelines' files: `code` is the released EAST scripts' (Qwen2.5-Math's evaluation),
+# `generations` OpenR1's datasets', `generation` NeMo-Skills' (`_full_generation` where it has cut the thought away), `resps`
+# lm-evaluation-harness's, whose `doc` holds the question.
 QUESTION_COLUMNS = ("question", "problem")
 ID_COLUMNS = ("question_id", "id")
-LIST_COLUMNS = ("responses", "completions", "samples", "outputs")
-TEXT_COLUMNS = ("response", "completion", "output")
+LIST_COLUMNS = ("responses", "completions", "samples", "outputs", "generations", "code", "resps")
+TEXT_COLUMNS = ("response", "completion", "output", "_full_generation", "generation")
 FINISH_REASONS = ("stop", "length")
 
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """Counts of an import. `unmatched_lines` name no question of the run; `missing_questions` got no completion."""
+    """Counts of an import. `unmatched_lines` name no question of the run, `repeated_lines` are lm-evaluation-harness's
+    for its second and further filters of the same completions; `missing_questions` got no completion.
+    """
 
     lines: int
     unmatched_lines: int
+    repeated_lines: int
     questions: int
     missing_questions: int
     samples: int
@@ -59,16 +65,21 @@ def import_samples(
     num_shards = shards.count_shards(len(catalogue.ids), questions_per_shard)
     lines = Counter[str]()
     with tempfile.TemporaryDirectory(prefix="east-ray-import-") as spill:
+        first_filter = None
         for where, row in read_rows(file):
+            first_filter = first_filter or row.get("filter")
             index = catalogue.find(row, where)
             lines["all"] += 1
+            if row.get("filter", first_filter) != first_filter and "resps" in row:
+                lines["repeated"] += 1
+                continue
             if index is None:
                 lines["unmatched"] += 1
                 continue
             texts, reasons = completions_of(row, where)
             with open(_spill_file(spill, index // questions_per_shard), "a", encoding="utf-8") as out:
                 out.write(json.dumps([index % questions_per_shard, texts, reasons]) + "\n")
-        if lines["all"] == lines["unmatched"]:
+        if lines["all"] == lines["unmatched"] + lines["repeated"]:
             raise UserError(
                 f"{file}: none of its {lines['all']} lines names a question of {run.uri_of(questions)}, by text "
                 f"({' or '.join(QUESTION_COLUMNS)}) or id ({' or '.join(ID_COLUMNS)}); is it the same data set?"
@@ -81,9 +92,15 @@ def import_samples(
             shards.write_samples(run, table, samples, number, None)
             per_question += [len(completions) for completions in table["completions"]]
     answered = [count for count in per_question if count]
+    logger.info(
+        "imported %d completions of %d questions without token ids: what is trained on is tokenised from its text, once",
+        sum(answered),
+        len(answered),
+    )
     return ImportSummary(
         lines=lines["all"],
         unmatched_lines=lines["unmatched"],
+        repeated_lines=lines["repeated"],
         questions=len(answered),
         missing_questions=len(per_question) - len(answered),
         samples=sum(answered),
@@ -104,6 +121,7 @@ class Catalogue:
 
     def find(self, row: dict[str, Any], where: str) -> int | None:
         """Row number of the question; None when the run has no such question. Text decides: other data sets reuse ids."""
+        row = {**row.get("doc", {}), **row} if isinstance(row.get("doc", {}), dict) else row
         text = next((row[name] for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
         given = next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
         if text is None and given is None:
@@ -123,6 +141,8 @@ def completions_of(row: dict[str, Any], where: str) -> tuple[list[str], list[str
             f"{' or '.join(TEXT_COLUMNS)}"
         )
     texts = [row[name]] if name in TEXT_COLUMNS else row[name]
+    if name == "resps" and isinstance(texts, list) and all(isinstance(part, list) for part in texts):
+        texts = [text for part in texts for text in part]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: {name!r} must hold text, and at least one, got {str(row[name])[:80]!r}")
     reasons = row.get("finish_reasons") or [row.get("finish_reason")] * len(texts)
@@ -132,7 +152,7 @@ def completions_of(row: dict[str, Any], where: str) -> tuple[list[str], list[str
 
 
 def _shard(asked: pa.Table, lines: Sequence[tuple[int, list[str], list[str]]], tokenizer: Any, file: str) -> pa.Table:
-    rows = [unsampled(question) for question in asked.to_pylist()]
+    rows = [{**unsampled(question), "completion_ids": None} for question in asked.to_pylist()]
     for index, texts, reasons in lines:
         rows[index]["completions"] += texts
         rows[index]["finish_reasons"] += reasons

@@ -60,7 +60,7 @@ def test_lines_in_any_order_fill_the_shards_in_question_order(bring: Any, name: 
     assert rows["q6"]["completions"] == ["a6", "b6"]
     assert rows["q6"]["finish_reasons"] == ["unknown", "unknown"]
     assert rows["q6"]["completion_tokens"] == [2, 2]  # the bundled tokenizer knows characters
-    assert summary == ImportSummary(4, 0, 4, 3, 8, 2, 2)
+    assert summary == ImportSummary(4, 0, 0, 4, 3, 8, 2, 2)
 
 
 def test_question_without_completions_has_a_row_with_the_reason(bring: Any) -> None:
@@ -97,6 +97,53 @@ def test_lines_of_other_questions_are_counted_not_kept(bring: Any) -> None:
 def test_finish_reasons_are_kept_where_the_file_has_them(bring: Any) -> None:
     rows, _ = bring([{"id": "q0", "responses": ["a", "b", "c"], "finish_reasons": ["stop", "length", "abort"]}])
     assert rows["q0"]["finish_reasons"] == ["stop", "length", "unknown"]
+
+
+def test_output_of_the_released_east_scripts_is_read(bring: Any) -> None:
+    line = {"idx": 3, "question": "What is 1 mod 4?", "gt_cot": "#### 1", "gt": "1", "answer": "#### 1"}
+    line |= {"code": ["So \\boxed{1}", "It is 2."], "pred": ["1", "2"], "report": [None, None], "score": [True, False]}
+    rows, _ = bring([line])
+    assert rows["q1"]["completions"] == ["So \\boxed{1}", "It is 2."]
+
+
+def test_output_of_nemo_skills_is_read_with_the_thought_it_cut_away(bring: Any) -> None:
+    line = {"problem": "What is 2 mod 4?", "expected_answer": "2", "id": "gsm8k-2", "num_generated_tokens": 4}
+    thought = {"generation": "\\boxed{2}", "_generation_finished_thinking": True}
+    rows, _ = bring(
+        [line | {"generation": "It is 2."}, line | thought | {"_full_generation": "<think>2</think>\\boxed{2}"}]
+    )
+    assert rows["q2"]["completions"] == ["It is 2.", "<think>2</think>\\boxed{2}"]
+
+
+@pytest.mark.parametrize("name", ["file.jsonl", "file.parquet"])
+def test_rows_of_openr1_datasets_are_read(bring: Any, name: str) -> None:
+    line = {"problem": "What is 3 mod 4?", "solution": "3", "answer": "3", "problem_type": "Algebra", "source": "x"}
+    line |= {"uuid": "5ae1", "is_reasoning_complete": [True, False], "generations": ["<think>a</think>3", "<think>b"]}
+    line |= {"correctness_math_verify": [True, False], "correctness_count": 1}
+    rows, _ = bring([line | {"finish_reasons": None}, line | {"finish_reasons": ["stop", "length"]}], name)
+    assert rows["q3"]["completions"] == ["<think>a</think>3", "<think>b"] * 2
+    assert rows["q3"]["finish_reasons"] == ["unknown", "unknown", "stop", "length"]
+
+
+def test_samples_of_lm_evaluation_harness_are_read_once_for_all_its_filters(bring: Any) -> None:
+    lines = [
+        {
+            "doc_id": doc,
+            "doc": {"question": f"What is {doc} mod 4?", "answer": f"#### {doc}"},
+            "target": f"#### {doc}",
+            "arguments": {"gen_args_0": {"arg_0": "Q: ...", "arg_1": {"until": ["Question:"]}}},
+            "resps": [[f"It is {doc}.", "Or 5."]],
+            "filtered_resps": [str(doc)],
+            "filter": name,
+            "exact_match": 1.0,
+        }
+        for name in ("strict-match", "flexible-extract")
+        for doc in (0, 3)
+    ]
+    rows, summary = bring(lines)
+    assert rows["q3"]["completions"] == ["It is 3.", "Or 5."]
+    assert rows["q0"]["completions"] == ["It is 0.", "Or 5."]
+    assert (summary.lines, summary.repeated_lines, summary.samples) == (4, 2, 4)
 
 
 @pytest.mark.parametrize(
