@@ -5,7 +5,7 @@ A step takes the section it needs, never the whole config. The training section 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,8 +21,19 @@ class Section(BaseModel):
     # Settings that do not shape the artifacts: they may change between two commands on one run.
     operational: ClassVar[frozenset[str]] = frozenset()
 
-    # Settings that finished runs do not know: left out of their fingerprints while they have their default.
+    # Settings younger than finished runs: left out of the fingerprint while they have their default.
     added: ClassVar[frozenset[str]] = frozenset()
+
+    # Settings that are gone, with the value finished runs have: it is accepted, and stays in the fingerprint.
+    retired: ClassVar[dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, Any]", data)
+        return {name: value for name, value in given.items() if name not in cls.retired or value != cls.retired[name]}
 
     def identity(self) -> dict[str, Any]:
         """The settings that shape a step's artifact; its manifest records exactly these."""
@@ -31,7 +42,7 @@ class Section(BaseModel):
             for name in self.added
             if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True)
         }
-        return self.model_dump(mode="json", exclude={*self.operational, *unset})
+        return self.model_dump(mode="json", exclude={*self.operational, *unset}) | self.retired
 
 
 class ModelConfig(Section):
@@ -234,3 +245,5 @@ class EvaluationConfig(Section):
         default=None, ge=1, description="Longest completion, tokens; sampling.max_new_tokens if unset."
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every interval.")
+
+    retired: ClassVar[dict[str, Any]] = {"compare_math_verify": False}

@@ -117,6 +117,14 @@ def test_settings_that_finished_runs_do_not_know_count_only_once_they_are_set() 
     assert changed.identity()["chat_template_arguments"] == {"enable_thinking": False}
 
 
+def test_a_setting_that_is_gone_is_accepted_with_the_value_of_finished_runs_and_stays_in_their_fingerprint() -> None:
+    old = from_dict({**MINIMAL, "evaluation": {"compare_math_verify": False}}, "here").evaluation
+    assert old == from_dict(MINIMAL, "here").evaluation
+    assert old.identity() == old.model_dump() | {"compare_math_verify": False}
+    with pytest.raises(UserError, match=r"unknown key evaluation\.compare_math_verify"):
+        from_dict({**MINIMAL, "evaluation": {"compare_math_verify": True}}, "here")
+
+
 def test_trackers_may_be_typed_as_words(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('[model]\npath = "m"\n[questions]\ntrain = "q"\n')
