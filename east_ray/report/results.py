@@ -148,11 +148,10 @@ def power_arms(f: ReportData, rows: Sequence[Comparison]) -> tuple[Arms, Arms]:
     for row in rows:
         if row.name == DEFAULT:
             continue
-        arm = f.arm(row.members[0])
-        own = f.config.for_arm(arm)
+        own = f.config.for_arm(f.arm(row.members[0]))
         if own.weighting.mapping != "power" or own.training.local_weight != "none":
             continue
-        training = json.dumps([own.training.identity(), arm.rounds], sort_keys=True)
+        training = json.dumps(own.training.identity(), sort_keys=True)
         if own.weighting.exponent == 0:
             plain.setdefault((training,), {}).setdefault(0.0, row)
         else:

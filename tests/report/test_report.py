@@ -495,3 +495,9 @@ def test_an_arm_without_a_vanilla_of_its_seeds_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_train=32, arms=[Arm(name="vanilla", set=VANILLA), *seeds])
     write_report(run)
     assert "hence without a difference to it: east." in page_of(run)
+
+
+def test_arms_with_more_rounds_are_in_the_same_family() -> None:
+    rounds = {0.0: 3, 1.0: 3, 2.0: 1}
+    f, rows = families_of([Arm(name=f"a{a}", set={"weighting.exponent": a}, rounds=n) for a, n in rounds.items()], {})
+    assert [a for a, _ in results.exponent_families(f, rows)["SFT, entropy"]] == [0.0, 1.0, 2.0]
