@@ -63,14 +63,15 @@ GRADES = pa.schema(
         ),  # by size, then key; all counts are of completions
         pa.field("cluster_verdicts", pa.list_(pa.string()), nullable=False),
         pa.field("truncated", pa.list_(pa.bool_()), nullable=False),
+        pa.field("run_on", pa.list_(pa.bool_()), nullable=False),  # another turn follows the answer: not for training
         pa.field("num_samples", pa.int32(), nullable=False),
         pa.field("num_correct", pa.int32(), nullable=False),
         pa.field("num_incorrect", pa.int32(), nullable=False),
         pa.field("num_errors", pa.int32(), nullable=False),
         pa.field("num_unanswered", pa.int32(), nullable=False),
         pa.field("num_truncated", pa.int32(), nullable=False),
-        pa.field("num_positives", pa.int32(), nullable=False),  # correct, finished, with an extractable answer
-        pa.field("num_negatives", pa.int32(), nullable=False),  # incorrect and not empty
+        pa.field("num_positives", pa.int32(), nullable=False),  # correct, finished, not run on
+        pa.field("num_negatives", pa.int32(), nullable=False),  # incorrect, not empty, not run on
         pa.field("largest_wrong", pa.int32(), nullable=False),  # completions in the largest incorrect cluster
         pa.field("mean_tokens", pa.float64(), nullable=False),  # mean completion length, tokens
         pa.field("shortfall", pa.string()),

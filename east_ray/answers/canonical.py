@@ -1,6 +1,6 @@
 r"""Canonical answers: one key for every way of writing the same mathematical object.
 
-    number  words  2516_8  expression | list  (tuple]  \{set\}  interval \cup interval  matrix | equation  inequality
+    number  words  7:30 am  2516_8  choice  expression | list  (tuple]  \{set\}  interval  matrix | equation  inequality
 
 Equality of keys is an equivalence relation by construction. Parsing is pure and bounded (`latex.py`), and returns None
 rather than guess; such an answer is opaque, equal to its own spelling only.
@@ -8,28 +8,29 @@ rather than guess; such an answer is opaque, equal to its own spelling only.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 from east_ray.answers.latex import MAX_CHARS, evaluate
-from east_ray.answers.meaning import CanonicalAnswer, compound, leaf, set_of
-from east_ray.answers.normalization import words_in
-from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, subtract
+from east_ray.answers.literals import EMPTY, clock, comma, numeral, remainder, with_unit, words
+from east_ray.answers.meaning import CanonicalAnswer, agree, compound, leaf, set_of
+from east_ray.answers.normalization import normalise, without_unit, words_in
+from east_ray.answers.structure import RELATION, bounds, is_below, is_broken, is_name, split, with_generic_names
+from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, simplify, subtract
 
 
 def parse(normal: str) -> CanonicalAnswer | None:
     """The canonical form of a normalised answer; None when any part of it is not understood.
 
-    Text that is not understood and contains words, or is longer than formulas are, stands for itself.
+    What is not understood and contains words, is longer than formulas are, or breaks off, stands for itself.
     """
     try:
-        return _parse(normal)
+        return _parse(with_generic_names(normal))
     except ParseError:
-        is_text = len(normal) > MAX_CHARS or words_in(normal)
+        is_text = len(normal) > MAX_CHARS or words_in(normal) or is_broken(normal)
         return CanonicalAnswer(f"text {normal.casefold()}") if is_text else None
 
 
@@ -44,6 +45,11 @@ def _parse(text: str) -> CanonicalAnswer:
     return leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
 
 
+def _element(text: str) -> CanonicalAnswer:
+    """One of several answers, each with its own unit: 5 cm, 12 cm."""
+    return _parse(without_unit(text.strip()))
+
+
 _FLOAT = re.compile(r"-?[0-9]*\.[0-9]{12,}")
 
 
@@ -54,25 +60,25 @@ def _exact(printed: Fraction) -> Fraction:
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")
-_NUMERAL = re.compile(r"(-?)0*([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?| base )([0-9]{1,2}) ?\}?")
-_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?:[ '-][A-Za-z]+)+|no|on|up|in")
-_FUNCTION_NAME = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|sin|cos|tan|sec|csc|cot|log|ln|exp)(?![a-z]{2})")
+_CHOICE = re.compile(
+    r"\(([A-J])\) ?([\w\\(.-].*)|([A-J])[.)] ?([\w\\({\[-].*)|([A-J]): ?([\\a-z0-9(-].*)|([A-J]), ?([a-z]{2,}[ '].*)|([A-J])([^\x00-\x7f].*)",
+    re.DOTALL,
+)
+_LETTER = re.compile(r"\(?([a-jA-J])\)?")
 
 
-def _numeral(text: str) -> CanonicalAnswer | None:
-    """A numeral in another base: 10_2 is not the answer 2."""
-    match = _NUMERAL.fullmatch(text)
+def _choice(text: str) -> CanonicalAnswer | None:
+    """The letter of a choice, alone or with its text: (B) 12 agrees with B and with 12; c with C."""
+    if match := _LETTER.fullmatch(text):
+        letter = leaf(evaluate(match[1]), match[1])
+        return replace(letter, conclusions=frozenset({fingerprint(evaluate(match[1].upper()))}))
+    match = _CHOICE.fullmatch(text)
     if match is None:
         return None
-    sign, digits, base = match.groups()
-    return _parse(sign + digits) if base == "10" else CanonicalAnswer(f"numeral {sign}{digits.upper()} base {base}")
-
-
-def _words(text: str) -> CanonicalAnswer | None:
-    """Letters only, at least two: Monday, no solution. A single letter is a variable, or a choice: (A) and A agree."""
-    if not _WORDS.fullmatch(text) or _FUNCTION_NAME.search(text):
-        return None
-    return CanonicalAnswer(f"words {' '.join(text.casefold().split())}")
+    name, rest = (group for group in match.groups() if group is not None)
+    content = parse(normalise(rest))
+    alternatives = frozenset({content.key} if content else set[str]())
+    return replace(leaf(evaluate(name), name), alternatives=alternatives)
 
 
 _SEPARATOR = r"(?:[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
@@ -81,45 +87,47 @@ _ASSIGNED = re.compile(r" ?([A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?)=")
 
 
 def _list(text: str) -> CanonicalAnswer | None:
-    """Several answers, in any order; assignments to different names (x=1, y=2) stay with them, inequalities are a union."""
-    parts = [part for part in _split(text, _SEPARATOR)[0] if part.strip()]
+    """Several answers, in any order; assignments to different names (x=1, y=2) stay with them."""
+    pieces, signs = split(text, _SEPARATOR)
+    parts = [part for part in pieces if part.strip()]
     if not parts:
         raise ParseError("nothing but commas")
     if len(parts) == 1:
         return None if parts[0] == text else _parse(parts[0])
-    elements = [_parse(part) for part in parts]
     if all(_INEQUALITY.search(part) for part in parts):
-        return compound("union {}", elements, ordered=False)
+        return _inequalities(parts, alternative="or" in signs)
+    elements = [_element(part) for part in parts]
     names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
     in_order = frozenset({f"({','.join(element.key for element in elements)})"})
     if len(set(names)) == len(parts):
         named = sorted(f"{name}={element.key}" for name, element in zip(names, elements, strict=True))
         return CanonicalAnswer("{" + ",".join(named) + "}", also=in_order)
-    return set_of(elements, in_order)
+    if "or" in signs:
+        elements = _distinct(elements)
+    repeats = all(element.shape == "#" for element in elements)  # 1,1,2 is not 1,2; a point is meant once
+    return elements[0] if len(elements) == 1 else set_of(elements, in_order, repeats=repeats)
 
 
-_RELATION = r"(?:\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[=<>])"
-_NAME = re.compile(
-    r"(?:[A-Za-z]+(?: [A-Za-z]+){0,3}|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega)|\\(?:angle|triangle) ?[A-Za-z]+)"
-    r"'?(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?(?:\([A-Za-z0-9,]*\))?|\([A-Za-z](?:,[A-Za-z])+\)|\|[A-Z]{2}\|"
-)
-
-
-def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text.strip()) is not None and not _FUNCTION_NAME.search(text)
+def _distinct(elements: Sequence[CanonicalAnswer]) -> list[CanonicalAnswer]:
+    """Without those that say the same again: 0.35 or 35%. A percentage stays rather than its fraction."""
+    kept: list[CanonicalAnswer] = []
+    for element in sorted(elements, key=lambda element: (not element.also, element.key)):
+        if not any(agree(other, element) or agree(element, other) for other in kept):
+            kept.append(element)
+    return kept
 
 
 def _relation(text: str) -> CanonicalAnswer | None:
-    sides, signs = _split(text, _RELATION)
+    sides, signs = split(text, RELATION)
     if not signs:
         return None
     if "\\approx" in signs:  # what follows it is less exact than what stands before, unless that is only a name
         end = signs.index("\\approx") + 1
-        end += end == 1 and _is_name(sides[0])
+        end += end == 1 and is_name(sides[0])
         sides, signs = sides[:end], ["="] * (end - 1)
     if not signs:
         return _parse(sides[0])
-    if signs == ["\\in"] and _is_name(sides[0]):
+    if signs == ["\\in"] and is_name(sides[0]):
         return _parse(sides[1])
     if set(signs) == {"="}:
         return _equation(sides)
@@ -130,7 +138,7 @@ def _relation(text: str) -> CanonicalAnswer | None:
 
 def _equation(sides: list[str]) -> CanonicalAnswer:
     """x=2 is 2; 100-98=2 and longer chains are their last side; 2x+y=3 is equal to all its multiples."""
-    if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+    if len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
         sides = sides[::-1]
     first, *_, last = sides
     if len(sides) > 2:
@@ -140,10 +148,28 @@ def _equation(sides: list[str]) -> CanonicalAnswer:
     except ParseError:
         difference = Fraction(0)
     shape = scale_free(difference, signed=False)
-    if _is_name(first) or shape is None:
+    if is_name(first) or shape is None:
         value = _parse(last)
         return value if shape is None else replace(value, also=value.also | {f"equation {shape}"})
-    return CanonicalAnswer(f"equation {shape}", conclusion=_parse(last).key)
+    unknowns = set(_UNKNOWN.findall(_COMMAND.sub(" ", first + last)))
+    tells = len(unknowns) == 1 or not split(first, r"(?<=.)[-+]")[1]  # the value of (x+y)^2; x+y=3 is a line
+    return CanonicalAnswer(f"equation {shape}", conclusions=frozenset({_parse(last).key} if tells else set[str]()))
+
+
+_COMMAND = re.compile(r"\\[A-Za-z]+|sqrt|sin|cos|tan|log|ln|exp")
+_UNKNOWN = re.compile(r"[A-DF-HJ-Za-df-hj-z]")
+
+
+def _inequalities(parts: list[str], *, alternative: bool) -> CanonicalAnswer:
+    """x > 2 and x < 5 is an interval; what is joined by "or", or does not overlap, is a union."""
+    limits = [bounds(part) for part in parts]
+    if not alternative and len(limits) == 2 and limits[0] and limits[1] and limits[0][0] == limits[1][0]:
+        lower = next((b for b in limits if b and b[1] in (">", "\\ge")), None)
+        upper = next((b for b in limits if b and b[1] in ("<", "\\le")), None)
+        if lower and upper and is_below(lower[2], upper[2]):
+            flipped = {">": "<", "\\ge": "\\le"}[lower[1]]
+            return _inequality([lower[2], lower[0], upper[2]], [flipped, upper[1]])
+    return compound("union {}", [_parse(part) for part in parts], ordered=False)
 
 
 def _inequality(sides: list[str], signs: list[str]) -> CanonicalAnswer:
@@ -157,68 +183,88 @@ def _inequality(sides: list[str], signs: list[str]) -> CanonicalAnswer:
     if None in differences:
         raise ParseError("an inequality between constants")
     key = "inequality " + ",".join(f"{sign} {difference}" for sign, difference in zip(signs, differences, strict=True))
-    if len(sides) == 2 and _is_name(sides[0]):
+    if len(sides) == 2 and is_name(sides[0]):
         sides, signs = ["-\\infty", *sides], ["<", *signs]
-    elif len(sides) == 2 and _is_name(sides[1]):
+    elif len(sides) == 2 and is_name(sides[1]):
         sides, signs = [*sides, "\\infty"], [*signs, "<"]
-    if len(sides) != 3 or not _is_name(sides[1]):
+    if len(sides) != 3 or not is_name(sides[1]):
         return CanonicalAnswer(key)
     low, high = _parse(sides[0]), _parse(sides[2])
     form = ("(" if signs[0] == "<" else "[") + "{}" + (")" if signs[1] == "<" else "]")
     return compound(form, [low, high], also=frozenset({key}))
 
 
+_TO = re.compile(r"([0-9.]{1,50}) ?to ?([0-9.]{1,50})")
+
+
 def _ratio(text: str) -> CanonicalAnswer | None:
-    parts, signs = _split(text, ":")
-    if len(parts) == 2 and _is_name(parts[0]):
+    """3:2, or 3 to 2; the quotient 3/2 agrees with it."""
+    parts, signs = split(_TO.sub(r"\1:\2", text), ":")
+    if len(parts) == 2 and is_name(parts[0]):
         return _parse(parts[1])
-    return compound("ratio {}", [leaf(evaluate(part), part) for part in parts]) if signs else None
+    if not signs:
+        return None
+    terms = [evaluate(part) for part in parts]
+    quotient = {fingerprint(simplify(divide(*terms)))} if len(terms) == 2 and terms[1] else set[str]()
+    form = compound("ratio {}", [leaf(term, part) for term, part in zip(terms, parts, strict=True)])
+    return replace(form, alternatives=frozenset(quotient))
 
 
 def _union(text: str) -> CanonicalAnswer | None:
-    parts, signs = _split(text, r"\\cup(?![A-Za-z])")
+    parts, signs = split(text, r"\\cup(?![A-Za-z])")
     return compound("union {}", [_parse(part) for part in parts], ordered=False) if signs else None
 
 
-_EMPTY = CanonicalAnswer("{}")
+_BUILDER = re.compile(
+    r"(?:\\\{)?([A-Za-z])(?:\\in ?\\mathbb ?\{?R\}?)?[|:](.*(?:[<>=]|\\[lgn]e(?![A-Za-z])).*?)(?:\\\})?"
+)
+
+
+def _set_builder(text: str) -> CanonicalAnswer | None:
+    r"""\{x | -2 \le x < 1\} is what its condition says."""
+    match = _BUILDER.fullmatch(text)
+    return _parse(match[2]) if match and match[1] in match[2] else None
+
+
 _CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
 
 
 def _bracketed(text: str) -> CanonicalAnswer | None:
     """Tuples, points and intervals keep their order; with three or more elements the kind of bracket does not matter."""
     if text == "\\emptyset":
-        return _EMPTY
+        return EMPTY
     opening = text[:2] if text.startswith("\\{") else text[:1]
     closing = text[-2:] if text.endswith("\\}") else text[-1:]
     if closing not in _CLOSERS.get(opening, ()):
         return None
     inside = text[len(opening) : -len(closing)]
     if opening == "\\{" and not inside.strip():
-        return _EMPTY
+        return EMPTY
     try:
-        parts, signs = _split(inside, "[,;]")
+        parts, signs = split(inside, "[,;]")
     except ParseError:
         return None  # the first bracket is not closed by the last: (x+1)(x-1)
     if opening == "\\{":
-        return set_of([_parse(part) for part in parts])
+        return set_of([_element(part) for part in parts])
     if not signs:
         return None
     form = f"{opening}{{}}{closing}" if len(parts) == 2 else "({})"
-    return compound(form, [_parse(part) for part in parts])
+    return compound(form, [_element(part) for part in parts])
 
 
 _MATRIX = re.compile(
-    r"[\[(]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}[\])]?", re.DOTALL
+    r"(.{0,60}?)[\[(]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\2\}[\])]?", re.DOTALL
 )
 
 
 def _matrix(text: str) -> CanonicalAnswer | None:
-    """Rows of cells, whatever the brackets; a column may also be given as a tuple."""
+    """Rows of cells, whatever the brackets, multiplied by a factor before them; a column may also be given as a tuple."""
     match = _MATRIX.fullmatch(text)
     if match is None:
         return None
-    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
-    cells = [_parse(cell) for row in rows for cell in row]
+    factor = match[1].strip(" *").removesuffix("\\cdot")
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[3]) if row.strip()]
+    cells = [_parse(f"({factor})({cell})" if factor else cell) for row in rows for cell in row]
     widths = "-".join(str(len(row)) for row in rows)
     is_column = set(map(len, rows)) == {1}
     column = frozenset({f"({','.join(cell.key for cell in cells)})"} if is_column else set[str]())
@@ -241,32 +287,8 @@ def _percentage(text: str) -> CanonicalAnswer | None:
     return replace(leaf(value, text[:-1]), also=frozenset({fingerprint(divide(value, Fraction(100)))}))
 
 
-def _split(text: str, pattern: str) -> tuple[list[str], list[str]]:
-    """The parts between matches of `pattern` outside all brackets, and the matches."""
-    parts: list[str] = []
-    signs: list[str] = []
-    start = depth = 0
-    for match in _scanner(pattern).finditer(text):
-        token = match.group()
-        if match.lastgroup == "opening":
-            depth += 1
-        elif match.lastgroup == "closing":
-            depth -= 1
-            if depth < 0:
-                raise ParseError("unbalanced brackets")
-        elif depth == 0:
-            parts.append(text[start : match.start()])
-            signs.append(token)
-            start = match.end()
-    return [*parts, text[start:]], signs
-
-
-@functools.cache
-def _scanner(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?P<opening>\\begin|\\\{{|[(\[{{])|(?P<closing>\\end|\\\}}|[)\]}}])|(?P<sign>{pattern})")
-
-
 # Tried in this order, before arithmetic: each takes a normalised text and returns None where it is not its kind.
 PARSERS: list[Callable[[str], CanonicalAnswer | None]] = [
-    _numeral, _words, _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage
+    numeral, remainder, clock, words, comma, with_unit, _choice, _set_builder,
+    _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage,
 ]  # fmt: skip

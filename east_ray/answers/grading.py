@@ -18,7 +18,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from east_ray.answers.canonical import parse
-from east_ray.answers.extraction import Extraction, extract_answer
+from east_ray.answers.extraction import Extraction, continues, extract_answer, reference_answer
 from east_ray.answers.meaning import CanonicalAnswer, agree
 from east_ray.answers.normalization import normalise
 from east_ray.answers.sandbox import Sandbox
@@ -43,6 +43,7 @@ class GradedQuestion:
     cluster_sizes: list[int]
     cluster_verdicts: list[str]
     truncated: list[bool]
+    run_on: list[bool]
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Judgement:
 class Grader:
     """Grades completions; owns a sandbox, started on first use, and a memo of answers. Usable from any thread."""
 
-    def __init__(self, grading: GradingConfig) -> None:
-        self._grading = grading
+    def __init__(self, grading: GradingConfig | None = None) -> None:
+        self._grading = grading = grading or GradingConfig()
         self._sandbox = Sandbox(
             "east_ray.answers.math_verify_worker:compare",
             deadline_seconds=grading.deadline_seconds,
@@ -87,7 +88,7 @@ class Grader:
         self._sandbox.close()
 
     def equal(self, reference: str, answer: str) -> str:
-        """CORRECT, INCORRECT, or ERROR when a limit was hit."""
+        """CORRECT, INCORRECT, or ERROR when a limit was hit. A reference may be a whole solution, with #### or a box."""
         return self._judge([(reference, answer)])[reference, answer].verdict
 
     def judge(self, reference: str, answers: Sequence[str | None]) -> list[Judgement]:
@@ -103,11 +104,8 @@ class Grader:
 
     def grade_many(self, questions: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> list[GradedQuestion]:
         """Grade several (reference, completions, finish_reasons), with one exchange with the sandbox for all of them."""
-        tags, last_number = self._grading.answer_tags, self._grading.last_number
-        extractions = [
-            [extract_answer(text, answer_tags=tags, last_number=last_number) for text in completions]
-            for _, completions, _ in questions
-        ]
+        rules = {name: getattr(self._grading, name) for name in ("answer_tags", "last_number", "open_thought")}
+        extractions = [[extract_answer(text, **rules) for text in completions] for _, completions, _ in questions]
         judged = self._judge(
             [
                 (reference, found.answer)
@@ -120,13 +118,18 @@ class Grader:
             self._graded(
                 row,
                 [_UNANSWERED if found.answer is None else judged[reference, found.answer] for found in row],
+                completions,
                 finish_reasons,
             )
-            for row, (reference, _, finish_reasons) in zip(extractions, questions, strict=True)
+            for row, (reference, completions, finish_reasons) in zip(extractions, questions, strict=True)
         ]
 
     def _graded(
-        self, extractions: Sequence[Extraction], judgements: Sequence[Judgement], finish_reasons: Sequence[str]
+        self,
+        extractions: Sequence[Extraction],
+        judgements: Sequence[Judgement],
+        completions: Sequence[str],
+        finish_reasons: Sequence[str],
     ) -> GradedQuestion:
         answers = [found.answer for found in extractions]
         numbers, sizes, verdicts = group(answers, judgements, self._grading.cluster, self._grading.unanswered)
@@ -138,6 +141,7 @@ class Grader:
             cluster_sizes=sizes,
             cluster_verdicts=verdicts,
             truncated=[reason == "length" for reason in finish_reasons],
+            run_on=[continues(text, found.end) for text, found in zip(completions, extractions, strict=True)],
         )
 
     def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judgement]:
@@ -148,7 +152,7 @@ class Grader:
         judgements: dict[tuple[str, str], Judgement] = {}
         undecided: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for pair in dict.fromkeys(pairs):
-            reference, answer = self._parse(pair[0]), self._parse(pair[1])
+            reference, answer = self._parse_reference(pair[0]), self._parse(pair[1])
             normals = reference.normal, answer.normal
             judgement = self._judgements.get(normals) or _by_canonical_form(*pair, reference, answer)
             if judgement is None:
@@ -157,10 +161,14 @@ class Grader:
                 judgements[pair] = judgement
         outcomes = self._sandbox.run(list(undecided))
         for (normals, written), outcome in zip(undecided.items(), outcomes, strict=True):
-            judgement = _by_math_verify(normals[1], self._parse(written[0][0]).canonical, outcome)
+            judgement = _by_math_verify(normals[1], self._parse_reference(written[0][0]).canonical, outcome)
             self._judgements[normals] = judgement
             judgements.update(dict.fromkeys(written, judgement))
         return judgements
+
+    def _parse_reference(self, reference: str) -> ParsedAnswer:
+        solution = "####" in reference or "boxed" in reference
+        return self._parse((reference_answer(reference) if solution else None) or reference)
 
     def _parse(self, answer: str) -> ParsedAnswer:
         known = self._parsed.get(answer)
@@ -231,8 +239,7 @@ def grade_table(samples: pa.Table, grader: Grader) -> pa.Table:
 def _grades_row(sample: dict[str, Any], graded: GradedQuestion) -> dict[str, Any]:
     verdicts, tokens = graded.verdicts, sample["completion_tokens"]
     clusters = zip(graded.cluster_sizes, graded.cluster_verdicts, strict=True)
-    finished = zip(verdicts, graded.truncated, strict=True)
-    written = zip(verdicts, sample["completions"], strict=True)
+    eligible = list(zip(verdicts, graded.run_on, graded.truncated, sample["completions"], strict=True))
     return {
         **vars(graded),
         "question_id": sample["question_id"],
@@ -242,8 +249,8 @@ def _grades_row(sample: dict[str, Any], graded: GradedQuestion) -> dict[str, Any
         "num_errors": verdicts.count(ERROR),
         "num_unanswered": graded.answers.count(None),
         "num_truncated": sum(graded.truncated),
-        "num_positives": sum(verdict == CORRECT and not truncated for verdict, truncated in finished),
-        "num_negatives": sum(verdict == INCORRECT and bool(text.strip()) for verdict, text in written),
+        "num_positives": sum(v == CORRECT and not run_on and not cut for v, run_on, cut, _ in eligible),
+        "num_negatives": sum(v == INCORRECT and not run_on and bool(text.strip()) for v, run_on, _, text in eligible),
         "largest_wrong": max((size for size, verdict in clusters if verdict == INCORRECT), default=0),
         "mean_tokens": sum(tokens) / len(tokens) if tokens else 0.0,
         "shortfall": sample["shortfall"],

@@ -17,15 +17,17 @@ from east_ray.answers.values import Value, fingerprint, is_rounded
 class CanonicalAnswer:
     r"""`key` identifies the answer; the other fields serve its comparison with a reference.
 
-    `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order).
-    `conclusion`: key of an equation's last side, what an answer claims when the reference is no equation.
+    `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order). `alternatives`: keys of
+    other answers that agree with it, but not with each other ("(B) 12" with B and with 12). `conclusions`: what an answer
+    may claim, but a reference does not mean: an equation's last side, 2.5 for 2,5.
     `members`: keys of the elements of a set. `shape`: the key with # for each number; `numbers` and `spellings` are what
     stood there, so that 1.732 is recognised as a rounded \sqrt{3}.
     """
 
     key: str
     also: frozenset[str] = frozenset()
-    conclusion: str | None = None
+    alternatives: frozenset[str] = frozenset()
+    conclusions: frozenset[str] = frozenset()
     members: tuple[str, ...] = ()
     shape: str = ""
     numbers: tuple[Value, ...] = ()
@@ -36,7 +38,9 @@ def agree(reference: CanonicalAnswer, answer: CanonicalAnswer) -> bool:
     """Is the answer the reference, exactly or as a decimal close enough to it?"""
     if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
         return True
-    if reference.also & answer.also or reference.key == answer.conclusion:
+    if reference.also & answer.also or reference.key in answer.alternatives | answer.conclusions:
+        return True
+    if answer.key in reference.alternatives:
         return True
     if reference.shape != answer.shape or not any("." in number for number in reference.spellings + answer.spellings):
         return False
@@ -59,6 +63,8 @@ def _is_rounded(exact: Value, spelling: str) -> bool:
     if match is None:
         return False
     whole, decimals = match.groups()
+    if not decimals.strip("0"):  # 12.00 is 12 exactly
+        return False
     rational = isinstance(exact, Fraction)
     if rational and len(decimals) < MIN_DECIMALS_OF_FRACTION:
         return False
@@ -85,8 +91,11 @@ def compound(form: str, parts: Sequence[CanonicalAnswer], *, ordered: bool = Tru
     )
 
 
-def set_of(elements: Sequence[CanonicalAnswer], also: frozenset[str] = frozenset()) -> CanonicalAnswer:
-    """The set of some elements, nested sets flattened; a set of one element is that element."""
-    members = tuple(sorted({key for element in elements for key in element.members or (element.key,)}))
-    key = "{" + ",".join(members) + "}" if len(elements) > 1 else members[0]
-    return replace(compound("{{{}}}", elements), key=key, members=members, also=also)
+def set_of(
+    elements: Sequence[CanonicalAnswer], also: frozenset[str] = frozenset(), *, repeats: bool = False
+) -> CanonicalAnswer:
+    """A set of some elements, or a list in any order (`repeats`), nested ones flattened; one element is itself."""
+    keys = [key for element in elements for key in element.members or (element.key,)]
+    members = sorted(keys if repeats else set(keys))
+    key = "{" + ",".join(members) + "}" if len(members) > 1 else members[0]
+    return replace(compound("{{{}}}", elements), key=key, members=tuple(members), also=also)

@@ -60,8 +60,7 @@ def simplify(value: Value) -> Value:
         return _simplest(value)
     first, *others = (None if number is None else _CONTEXT.convert(number) for number in value)
     assert first is not None  # only the last point may be undefined
-    size = _NEGLIGIBLE * (1 + abs(first))
-    if all(number is None or abs(first - number) <= size for number in others):
+    if all(number is None or abs(first - number) <= _NEGLIGIBLE * abs(first) for number in others):
         return _simplest(first)
     return tuple(None if number is None else _simplest(number) for number in value)
 
@@ -75,7 +74,7 @@ def _simplest(number: Any) -> Any:
         return number
     exact = _as_fraction(number)
     near = exact.limit_denominator(1_000_000)
-    return near if abs(exact - near) < Fraction(1, 10**28) * max(1, abs(near)) else number
+    return near if abs(exact - near) < Fraction(1, 10**28) * abs(near) or not exact else number
 
 
 def _as_fraction(number: Any) -> Fraction:
@@ -131,11 +130,17 @@ def _apply(function: Callable[..., Any], numbers: tuple[Any, ...]) -> Any:
 
 
 def add(left: Value, right: Value) -> Value:
-    return _each(lambda a, b: a + b, left, right)
+    return _each(_add, left, right)
+
+
+def _add(a: Any, b: Any) -> Any:
+    """The sum; 0 where it is so much smaller than the terms that only their rounding is left: e^{-70} itself is not 0."""
+    total = a + b
+    return total if isinstance(total, Fraction) or abs(total) > _NEGLIGIBLE * abs(a) else Fraction(0)
 
 
 def subtract(left: Value, right: Value) -> Value:
-    return simplify(_each(lambda a, b: a - b, left, right))
+    return simplify(_each(lambda a, b: _add(a, -b), left, right))
 
 
 def multiply(left: Value, right: Value) -> Value:
@@ -169,6 +174,9 @@ def _power(base: Any, exponent: Any) -> Any:
         bits = base.numerator.bit_length() + base.denominator.bit_length()
         if exponent.denominator == 1 and abs(exponent) * bits <= MAX_EXACT_BITS:
             return base**exponent.numerator
+    if _is_negative(base) and isinstance(exponent, Fraction) and exponent.denominator % 2:
+        sign = -1 if exponent.numerator % 2 else 1  # the real root: (-8)^{1/3} is -2
+        return sign * _CONTEXT.power(_CONTEXT.convert(-base), _CONTEXT.convert(exponent))
     return _CONTEXT.power(_CONTEXT.convert(base), _CONTEXT.convert(exponent))
 
 
@@ -211,7 +219,8 @@ def _bounded(name: str) -> Callable[[Value], Value]:
     def function(number: Any) -> Any:
         if abs(number) > MAX_EXPONENT:
             raise ParseError("argument out of bounds")
-        return _context_function(name)(number)
+        result = _context_function(name)(number)
+        return Fraction(0) if abs(result) <= _NEGLIGIBLE and abs(number) > 1 and name != "exp" else result  # \sin\pi
 
     return lambda value: _each(function, value)
 

@@ -170,7 +170,8 @@ class GradingConfig(Section):
         default="cluster",
         description="Completions without an answer form one cluster, or are left out of the entropy.",
     )
-    answer_tags: bool = Field(default=False, description="Also accept <answer>...</answer> (R1-style prompts).")
+    answer_tags: bool = Field(default=True, description="Read <answer>...</answer> before anything else (R1-style).")
+    open_thought: bool = Field(default=False, description="Accept an answer from a <think> that never closes.")
     last_number: bool = Field(
         default=False, description="Fall back to the last number in the text, as the released scripts do."
     )

@@ -40,6 +40,7 @@ def grades_row(
         "cluster_sizes": [size for _, size in sizes],
         "cluster_verdicts": [verdict(answer) for answer, _ in sizes],
         "truncated": cut,
+        "run_on": [False] * len(answers),
         "num_samples": len(answers),
         "num_correct": verdicts.count(CORRECT),
         "num_incorrect": verdicts.count(INCORRECT),

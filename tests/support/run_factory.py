@@ -171,6 +171,7 @@ def _sampled(
         "cluster_sizes": sizes,
         "cluster_verdicts": cluster_verdicts,
         "truncated": [False] * n,
+        "run_on": [False] * n,
         "num_samples": n,
         "num_correct": correct,
         "num_incorrect": n - correct,
