@@ -134,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         ("uncertainty", "were there enough samples per question?", _uncertainty),
     ):
         command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
+    compared = command("compare", "two evaluated models or runs, question by question", _compare)
+    for side in ("a", "b"):
+        compared.add_argument(side, help="run directory, or one model's inside it, e.g. RUN/round-00/arms/east")
     export = command("export", "copy a round's training examples to a directory as a Hugging Face dataset", _export)
     export.add_argument("run", help="run directory, local or s3:// or gs://")
     export.add_argument("target", help="a new or empty local directory")
@@ -197,6 +200,14 @@ def _report(arguments: argparse.Namespace) -> None:
     from east_ray.report.page import write_report
 
     print(write_report(_existing_run(arguments.run)))  # noqa: T201
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from east_ray.evaluation.across_runs import render_comparison
+
+    Console().print(render_comparison(arguments.a, arguments.b))
 
 
 def _audit(arguments: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
         "steps",
         "pipeline",
     },
-    "cli": {"config", "runs", "console", "arms", "analysis", "examples", "report", "preflight", "launch"},
+    "cli": {"config", "runs", "console", "arms", "analysis", "evaluation", "examples", "report", "preflight", "launch"},
     "__main__": {"cli"},
     "tiny": set(),
 }

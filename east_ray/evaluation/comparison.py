@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from east_ray.config.load import Arm, Config
 from east_ray.evaluation.statistics import (
@@ -207,7 +206,7 @@ def difference_of(
         share = (gained + lost) / num_questions
         detectable = minimum_detectable_effect(num_questions, share, confidence=corrected, power=POWER)
     else:
-        detectable = found.half_width(corrected) + float(stats.norm.ppf(POWER)) * found.standard_error
+        detectable = found.detectable(corrected, POWER)
     return Difference(
         baseline,
         estimate,

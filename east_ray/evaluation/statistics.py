@@ -25,6 +25,10 @@ class SeedMean:
         """Half of Student's t interval."""
         return float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.standard_error
 
+    def detectable(self, confidence: float, power: float) -> float:
+        """The mean that would be told from 0 at this confidence with probability `power`."""
+        return self.half_width(confidence) + float(stats.t.ppf(power, self.freedom)) * self.standard_error
+
     def p_value(self) -> float:
         """Two-sided, that the mean is 0: 1 - the largest confidence whose interval leaves out 0."""
         if not self.standard_error:

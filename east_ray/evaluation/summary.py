@@ -50,7 +50,7 @@ def render_table(run: RunDirectory) -> Group | None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         accuracy = f"{100 * row.accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        table.add_row(row.name, accuracy, _cell(row.to_default), _cell(row.to_vanilla))
+        table.add_row(row.name, accuracy, difference_cell(row.to_default), difference_cell(row.to_vanilla))
     summary = describe(rows, confidence)
     return Group(table, Text("\n".join([f"{summary.headline}.", *summary.sentences])))
 
@@ -111,6 +111,13 @@ def difference_sentence(name: str, d: Difference, num_questions: int, confidence
     if is_significant(d, confidence):
         return f"{found}, {_p(d)}.{differs}"
     return f"{found}: not significant ({_detectable(d.detectable, d.detectable)}).{differs}"
+
+
+def difference_cell(d: Difference | None) -> str:
+    """A difference as a cell of a terminal's table: points, interval, adjusted p; empty without one."""
+    if d is None:
+        return ""
+    return f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}]\np {probability(d.p_adjusted)}"
 
 
 def seeds(rows: Sequence[Comparison]) -> str:
@@ -187,9 +194,3 @@ def _detectable(least: float, most: float) -> str:
     if round(100 * least, 1) == round(100 * most, 1):
         return f"minimum detectable effect {100 * least:.1f} points"
     return f"minimum detectable effect {100 * least:.1f} to {100 * most:.1f} points, by arm"
-
-
-def _cell(d: Difference | None) -> str:
-    if d is None:
-        return ""
-    return f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}]\np {probability(d.p_adjusted)}"

@@ -391,13 +391,6 @@ def test_the_paper_s_own_averages_follow_from_the_numbers_kept_here() -> None:
             assert np.mean([c.accuracy(loss, "east") for c in columns]) == pytest.approx(averages[loss], abs=0.051)
 
 
-def test_a_run_finds_its_column_of_the_paper() -> None:
-    column = paper.column_for("meta-llama/Llama-3.2-1B-Instruct", "hf://openai/gsm8k/main:train")
-    assert column is not None
-    assert column.title == "Llama-3.2-1B-Instruct, GSM8K"
-    assert paper.column_for("east_ray/tiny/model", "east_ray/tiny/train.jsonl") is None
-
-
 def test_evaluating_two_models_with_one_engine_fills_their_directories(
     tmp_path: Path, tiny_model: Path, tiny_questions: Path, ray_session: None
 ) -> None:
