@@ -71,15 +71,3 @@ def test_the_gpus_of_nodes_that_worked_are_added_and_stay(tmp_path: Path, monkey
         monkeypatch.setattr(provenance, "_gpus_of_nodes", lambda gpus=gpus: gpus)
         update_provenance(run)
     assert run.read_json("provenance.json")["hardware"]["gpus"] == ["1 x B", "4 x A"]
-
-
-def test_a_hub_model_is_recorded_by_the_commit_it_stood_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository = tmp_path / "models--owner--name"
-    (repository / "snapshots" / "c0ffee").mkdir(parents=True)
-    (repository / "snapshots" / "c0ffee" / "config.json").write_text("{}")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("c0ffee")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert provenance._hub_commit("owner/name", None) == "c0ffee"
-    assert provenance._hub_commit("owner/other", None) is None
-    assert provenance._hub_commit(str(tmp_path), None) is None
