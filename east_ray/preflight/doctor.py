@@ -23,6 +23,7 @@ def _findings(config: Config | None) -> Iterator[Finding]:
     yield machine_checks.check_compiler()
     yield machine_checks.check_shared_memory()
     yield machine_checks.check_open_files()
+    yield machine_checks.check_temporary_directory(os.environ)
     yield machine_checks.check_ray_token(os.environ)
     if config is None:
         return

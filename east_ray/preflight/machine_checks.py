@@ -23,6 +23,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from east_ray.records import UserError
+from east_ray.runs.cluster import check_socket_path
+
 CONSTRAINTS = Path(__file__).parents[2]  # constraints-{cpu,gpu}.txt of a checkout
 GIB = 1 << 30
 
@@ -225,6 +228,15 @@ def check_open_files(soft: int | None = None) -> Finding:
         return ok("open files", "no limit" if soft == resource.RLIM_INFINITY else f"limit is {soft:,}")
     finding = fail if soft < 1024 else warn
     return finding("open files", f"limit is {soft}", "ulimit -n 65536 before `ray start` and `east-ray`")
+
+
+def check_temporary_directory(environment: Mapping[str, str]) -> Finding:
+    """A local Ray keeps its sockets there."""
+    try:
+        check_socket_path(environment)
+    except UserError as error:
+        return warn("sockets", *str(error).split("; "))
+    return ok("sockets", "their paths are short enough")
 
 
 def check_ray_token(environment: Mapping[str, str]) -> Finding:

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from east_ray.console import QUIET
+from east_ray.records import UserError
 
 # What every process needs; what the user has set stays.
 ENVIRONMENT = {
@@ -39,7 +40,21 @@ def start_ray() -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(runtime_env={"env_vars": _environment_of_nodes()}, **common)
         else:
+            check_socket_path(os.environ)
             ray.init(address="local", include_dashboard=False, **common)
+
+
+def check_socket_path(environment: Mapping[str, str]) -> None:
+    """UserError when Ray's sockets would lie too deep: their paths have 107 bytes at most, and batch systems set long TMPDIRs."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), None)
+    if name is None:
+        return
+    session = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"  # only its length counts
+    if (excess := len(os.path.join(environment[name], session).encode()) - 107) > 0:
+        raise UserError(
+            f"{name}={environment[name]} is {excess} bytes too long for the paths of Ray's sockets; set RAY_TMPDIR to a "
+            f"short directory of this machine, such as /tmp"
+        )
 
 
 def _environment_of_nodes() -> dict[str, str]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -18,13 +22,32 @@ from east_ray.training.batches import TrainingPlan
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
-    """UserError when a tracker that the config names is not installed; called before anything is spent."""
+    """UserError when a tracker that the config names is not installed or has no key; called before anything is spent."""
     missing = [name for name in report_to if name != "none" and importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"training.report_to names {', '.join(missing)}, which is not installed: pip install 'east-ray[trackers]', or "
             "leave it out"
         )
+    if "wandb" in report_to and not _knows_wandb_key(os.environ):
+        raise UserError(
+            "training.report_to names wandb, and there is no key for it: set WANDB_API_KEY, run `wandb login`, or set "
+            "WANDB_MODE=offline"
+        )
+
+
+def _knows_wandb_key(environment: Mapping[str, str]) -> bool:
+    if environment.get("WANDB_MODE", "online") != "online":
+        return True
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    names = [environment["NETRC"]] if "NETRC" in environment else ["~/.netrc", "~/_netrc"]
+    for file in map(os.path.expanduser, names):
+        with suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(file).authenticators(host):
+                return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,14 @@ def test_an_offline_hub_is_only_asked_for_what_is_cached(tmp_path: Path, tiny_qu
     assert statuses(found) == {"hub": "warn"}
 
 
+def test_a_temporary_directory_too_deep_for_sockets_is_found() -> None:
+    deep = "/scratch/" + "d" * 89
+    (found,) = [machine_checks.check_temporary_directory({"TMPDIR": deep})]
+    assert (found.status, "RAY_TMPDIR" in found.remedy) == ("warn", True)
+    assert machine_checks.check_temporary_directory({"TMPDIR": deep, "RAY_TMPDIR": "/tmp"}).status == "ok"
+    assert machine_checks.check_temporary_directory({}).status == "ok"
+
+
 def test_a_local_model_needs_no_hub(tmp_path: Path, tiny_questions: Path) -> None:
     config = make_config(tmp_path, tiny_questions)
     assert list(config_checks.check_hub(config, {}, lambda: None, refuse_with(ConnectionError))) == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import pytest
 
 from east_ray.console import QUIET, quiet_ray_data, silence_libraries
-from east_ray.runs.cluster import ENVIRONMENT, _environment_of_nodes
+from east_ray.records import UserError
+from east_ray.runs.cluster import ENVIRONMENT, _environment_of_nodes, check_socket_path
 
 
 def test_ray_data_keeps_its_own_messages_to_its_log_file() -> None:
@@ -35,3 +37,20 @@ def test_a_variable_of_the_jobs_own_runtime_environment_is_not_given_twice(monke
     assert "VLLM_LOGGING_LEVEL" not in sent
     assert set(sent) <= set(QUIET) | set(ENVIRONMENT)
     assert "HF_HUB_DISABLE_TELEMETRY" in sent
+
+
+def test_a_temporary_directory_too_deep_for_sockets_is_one_sentence() -> None:
+    from ray._private.utils import validate_socket_filepath
+
+    longest = "/" + "d" * 200
+    while True:  # the longest that passes, by one byte
+        try:
+            check_socket_path({"TMPDIR": longest})
+            break
+        except UserError as error:
+            assert "set RAY_TMPDIR to a short directory" in str(error)
+            longest = longest[:-1]
+    session = f"{longest}/ray/session_2026-11-27_16-56-34_123456_{os.getpid()}/sockets/plasma_store"
+    validate_socket_filepath(session)
+    with pytest.raises(OSError, match="AF_UNIX"):
+        validate_socket_filepath(f"{longest}d/" + session.removeprefix(f"{longest}/"))

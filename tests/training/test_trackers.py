@@ -13,6 +13,7 @@ from east_ray.config.load import from_dict
 from east_ray.pipeline import run_algorithm
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
+from east_ray.training.job import check_trackers
 from tests.support.training_rows import MODEL, config, planned, trainer
 
 
@@ -55,6 +56,28 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_spent(
     ):
         run_algorithm(run, wanted, lambda: None)
     assert not run.exists("questions")
+
+
+def test_wandb_without_a_key_is_refused_before_anything_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match=r"no key for it: set WANDB_API_KEY"):
+        check_trackers(("wandb",))
+    (tmp_path / "netrc").write_text("machine elsewhere login user password secret\n")
+    with pytest.raises(UserError, match="no key"):
+        check_trackers(("wandb",))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    check_trackers(("wandb",))
+    (tmp_path / "netrc").unlink()
+    for name, value in (("WANDB_API_KEY", "key"), ("WANDB_MODE", "offline")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            check_trackers(("wandb",))
 
 
 def test_an_unknown_tracker_is_refused_with_those_there_are() -> None:
