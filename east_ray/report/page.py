@@ -151,9 +151,7 @@ def _note(f: ReportData) -> str:
         ]
     differences = {row.name: row.to_vanilla for row in f.comparisons if row.to_vanilla}
     if differences:
-        notes.append(
-            "Minimum detectable effect: the difference found with a chance of 80% at the level that p is held to."
-        )
+        notes.append("Minimum detectable effect: the true difference that would be found significant with 80% power.")
         notes.append("Vanilla is the arm with all weights 1 and the same loss and seed.")
         mixed = [f"{name}: {', '.join(d.differs)}" for name, d in differences.items() if d.differs]
         notes += (

@@ -35,6 +35,15 @@ CURVES = (
     ("rewards/accuracies", "Pairs in the right order", "share of pairs", "How often the positive has the higher reward."),
 )  # fmt: skip
 
+TRAINING_FACTS = (  # key of a training's facts, heading, format, note
+    ("examples", "examples", ",", ""),
+    ("steps", "steps", ",", ""),
+    ("tokens", "tokens", ",", ""),
+    ("tokenised_from_text", "completions from text", ",", "Completions are trained as the token ids that were sampled; those from text were imported without ids and tokenised once."),
+    ("gradient_error", "gradient error", ".1e", "Gradient error: relative L2 distance of the first weighted micro-batch's gradient from the formula's."),
+    ("weight_error", "weight error", ".1e", "Weight error: largest relative error of a weight as it reached the loss."),
+)  # fmt: skip
+
 
 def weights(f: ReportData) -> Chapter | None:
     """The funnel as a flow, the histogram of weights, and their effective sample sizes."""
@@ -88,7 +97,7 @@ def completions_table(f: ReportData) -> Table:
         samples, *others = (int(np.sum(counts[column])) for column in COUNT_COLUMNS)
         rows.append((name, f"{samples:,}", *(percent(count / max(samples, 1)) for count in others)))
         if file := (f.run.manifest(f"{directory}/samples") or {}).get("settings", {}).get("imported"):
-            imported += f" They were imported from {file}, and their text was tokenized once for training."
+            imported = f" They were imported from {file}."
     return Table(
         ("completions of", "completions", "correct", "incorrect", "not gradable", "no answer", "truncated"),
         tuple(rows),
@@ -142,21 +151,19 @@ def training(f: ReportData) -> Chapter | None:
 
 
 def training_table(f: ReportData) -> Table:
-    """What every training did, and how exactly its weights reached the gradient, as its manifest records it."""
-    rows = []
+    """What every training did, and how exactly its weights reached the gradient, as far as its manifest records it."""
+    found = {}
     for t, arm in itertools.product(range(f.config.run.rounds), f.config.arms):
-        facts = (f.run.manifest(f"round-{t:02d}/arms/{arm.name}/training") or {}).get("facts", {})
-        if "steps" in facts:
-            errors = [f"{facts[key]:.1e}" if key in facts else "" for key in ("gradient_error", "weight_error")]
-            counts = [f"{facts[key]:,}" for key in ("examples", "steps", "tokens")]
-            name = f"{arm.name}, round {t + 1}" if f.config.run.rounds > 1 else arm.name
-            rows.append((name, *counts, *errors))
-    return Table(
-        ("trained", "examples", "steps", "tokens", "gradient error", "weight error"),
-        tuple(rows),
-        "Checked before the first step: gradient error, the relative L2 distance of a weighted micro-batch's gradient from the "
-        "formula's; weight error, the largest relative error of a weight as it reached the loss.",
-    )
+        manifest = f.run.manifest(f"round-{t:02d}/arms/{arm.name}/training")
+        if manifest and "steps" in manifest["facts"]:
+            found[f"{arm.name}, round {t + 1}" if f.config.run.rounds > 1 else arm.name] = manifest["facts"]
+    shown = [column for column in TRAINING_FACTS if any(column[0] in facts for facts in found.values())]
+    rows = [
+        (name, *(format(facts[key], form) if key in facts else "" for key, _, form, _ in shown))
+        for name, facts in found.items()
+    ]
+    notes = [note for *_, note in shown if note]
+    return Table(("trained", *(heading for _, heading, _, _ in shown)), tuple(rows), " ".join(notes))
 
 
 def read_log(f: ReportData, arm: str) -> list[dict[str, Any]]:

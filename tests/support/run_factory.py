@@ -262,6 +262,12 @@ def _training(run: RunDirectory, directory: str, loss: str, draw: np.random.Gene
     ]
     run.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(), directory, "training", "log.jsonl")
     Artifact(run, f"{directory}/training").complete(
-        examples=48, steps=60, tokens=41_000, seconds=8.0, gradient_error=2.8e-3, weight_error=0.0
+        examples=48,
+        steps=60,
+        tokens=41_000,
+        tokenised_from_text=0,
+        seconds=8.0,
+        gradient_error=2.8e-3,
+        weight_error=0.0,
     )
     run.append_metrics(step="train", parts=[f"{directory}/training"], seconds=8.0)
