@@ -92,16 +92,36 @@ MEASURES = pa.schema(
     ]
 )
 
-# The question, TRL's own column names, then one float64 column per mapping as in MEASURES.
+# The question, TRL's own column names, then one float64 column per mapping as in MEASURES. Ids are those that were sampled;
+# null: imported as text, to be tokenised once and, unless `cut` at the sampler's limit, given the model's end token.
+_IDS = pa.list_(pa.int32())
 EXAMPLES = {
-    "sft": pa.schema([("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string())]),
+    "sft": pa.schema(
+        [("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string()), ("completion_ids", _IDS)]
+    ),
     "dpo": pa.schema(
-        [("question_id", pa.string()), ("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())]
+        [
+            ("question_id", pa.string()),
+            ("prompt", pa.string()),
+            ("chosen", pa.string()),
+            ("rejected", pa.string()),
+            ("chosen_ids", _IDS),
+            ("rejected_ids", _IDS),
+            ("cut", pa.bool_()),  # the rejected one
+        ]
     ),
     "kto": pa.schema(
-        [("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string()), ("label", pa.bool_())]
+        [
+            ("question_id", pa.string()),
+            ("prompt", pa.string()),
+            ("completion", pa.string()),
+            ("label", pa.bool_()),
+            ("completion_ids", _IDS),
+            ("cut", pa.bool_()),
+        ]
     ),
 }
+ADDED_COLUMNS = ("completion_ids", "chosen_ids", "rejected_ids", "cut")  # that finished runs may lack: null there
 
 
 def prompt_hash(prompt_token_ids: Sequence[int]) -> str:
@@ -111,7 +131,13 @@ def prompt_hash(prompt_token_ids: Sequence[int]) -> str:
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
-    """Return `table` with exactly the columns of `schema`, cast; UserError names what is missing and where."""
+    """Return `table` with exactly the columns of `schema`, cast; UserError names what is missing and where.
+
+    ADDED_COLUMNS are filled with nulls.
+    """
+    for name in ADDED_COLUMNS:
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(

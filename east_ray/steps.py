@@ -161,7 +161,7 @@ def _weights(run: RunDirectory, config: Config, group: Group, questions: Step, g
 
     settings = {
         "mappings": [mapping.column for mapping in mappings],
-        "selection": config.selection.model_dump(),
+        "selection": config.selection.identity(),
         "min_effective_share": config.weighting.min_effective_share,
         "max_length_effect": config.weighting.max_length_effect,
         "on_unhealthy": config.weighting.on_unhealthy,
@@ -208,7 +208,7 @@ def _examples(run: RunDirectory, config: Config, group: Group, inputs: Mapping[s
         )
 
     settings = {"losses": losses, "seed": config.run.seed, "round": group.t, "data": config.run.data}
-    return Artifact(run, directory, config.selection.model_dump() | settings, inputs, work)
+    return Artifact(run, directory, config.selection.identity() | settings, inputs, work)
 
 
 def train(

@@ -228,9 +228,15 @@ class SelectionConfig(Section):
     pairs_per_question: int = Field(
         default=1, ge=1, description="Positives (and negatives) per kept question, drawn without replacement."
     )
+    truncated_negatives: bool = Field(
+        default=True,
+        description="Draw negatives among completions cut at max_new_tokens too; they are trained without an end token.",
+    )
     exclude_test_questions: bool = Field(
         default=True, description="Drop training questions whose text is in the test set as well."
     )
+
+    added: ClassVar[frozenset[str]] = frozenset({"truncated_negatives"})
 
 
 class EvaluationConfig(Section):

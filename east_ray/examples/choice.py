@@ -27,20 +27,24 @@ def choose(
     completions: Sequence[str],
     *,
     negative: str,
+    truncated_negatives: bool = True,
     pairs: int,
     seed: int,
     round_index: int,
 ) -> Choice:
     """Up to `pairs` positives and as many negatives, each without replacement (a GRADES row and its completions).
 
-    Positives are correct, finished and carry an answer. Negatives are incorrect and not empty; `negative` = "random"
-    draws among all of them, "dominant" among those of the most frequent incorrect cluster that has one.
+    Positives are correct, finished and carry an answer. Negatives are incorrect and not empty, and, without
+    `truncated_negatives`, finished; `negative` = "random" draws among all of them, "dominant" among those of the most
+    frequent incorrect cluster that has one. Completions that run on after the graded part are neither.
     """
     verdicts, answers, cut = grades["verdicts"], grades["answers"], grades["truncated"]
-    positives = [
-        i for i, verdict in enumerate(verdicts) if verdict == CORRECT and not cut[i] and answers[i] is not None
-    ]
-    negatives = [i for i, verdict in enumerate(verdicts) if verdict == INCORRECT and completions[i].strip()]
+    run_on = grades.get("run_on") or [False] * len(verdicts)  # grades of earlier versions lack it
+    whole = [i for i in range(len(verdicts)) if not run_on[i]]
+    positives = [i for i in whole if verdicts[i] == CORRECT and not cut[i] and answers[i] is not None]
+    negatives = [i for i in whole if verdicts[i] == INCORRECT and completions[i].strip()]
+    if not truncated_negatives:
+        negatives = [i for i in negatives if not cut[i]]
     if negative == "dominant":
         negatives = _most_frequent_cluster(negatives, grades["clusters"])
 
@@ -51,23 +55,44 @@ def choose(
     return Choice(draw("positive", positives), draw("negative", negatives))
 
 
-def training_rows(loss: str, prompt: str, completions: Sequence[str], choice: Choice) -> list[dict[str, Any]]:
+def training_rows(
+    loss: str,
+    prompt: str,
+    completions: Sequence[str],
+    choice: Choice,
+    ids: Sequence[Sequence[int]] | None = None,
+    cut: Sequence[bool] | None = None,
+) -> list[dict[str, Any]]:
     """TRL rows of one question; none when the loss needs a negative and there is no usable one.
 
-    "sft": prompt, completion. "dpo": prompt, chosen, rejected. "kto": prompt, completion, label.
+    `ids`: the completions' sampled token ids, None for imported text; `cut`: whether they reached the sampler's limit.
     """
-    good = [completions[i] for i in choice.positives]
-    bad = [completions[i] for i in choice.negatives]
+    ids_of = dict(enumerate(ids)) if ids is not None else {}
+    cut_of = dict(enumerate(cut)) if cut is not None else {}
+
+    def row(i: int) -> dict[str, Any]:
+        return {"prompt": prompt, "completion": completions[i], "completion_ids": ids_of.get(i)}
+
     if loss == "sft":
-        return [{"prompt": prompt, "completion": text} for text in good]
-    pairs = list(zip(good, bad, strict=False))  # the shorter list decides
+        return [row(i) for i in choice.positives]
+    pairs = list(zip(choice.positives, choice.negatives, strict=False))  # the shorter list decides
     if loss == "dpo":
-        return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]
+        return [
+            {
+                "prompt": prompt,
+                "chosen": completions[good],
+                "rejected": completions[bad],
+                "chosen_ids": ids_of.get(good),
+                "rejected_ids": ids_of.get(bad),
+                "cut": cut_of.get(bad, False),
+            }
+            for good, bad in pairs
+        ]
     assert loss == "kto", loss
     return [
-        {"prompt": prompt, "completion": text, "label": label}
+        {**row(i), "label": label, "cut": cut_of.get(i, False)}
         for pair in pairs
-        for text, label in zip(pair, (True, False), strict=True)
+        for i, label in zip(pair, (True, False), strict=True)
     ]
 
 

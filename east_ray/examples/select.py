@@ -22,13 +22,11 @@ import pyarrow.parquet as pq
 
 from east_ray.config.sections import SelectionConfig
 from east_ray.examples.choice import choose, training_rows
-from east_ray.records import EXAMPLES, UserError
+from east_ray.records import EXAMPLES, UserError, check_schema
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.shard_tasks import map_shards
 
 logger = logging.getLogger(__name__)
-
-GRADE_COLUMNS = ["question_id", "answers", "verdicts", "clusters", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,8 @@ def _open_writer(
 def _earlier_rows(run: RunDirectory, earlier: Sequence[str], loss: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for directory in earlier[-1:]:
         with run.filesystem.open_input_file(run.path(directory, f"{loss}.parquet")) as source:
-            yield from (batch.cast(schema) for batch in pq.ParquetFile(source).iter_batches(columns=schema.names))
+            for batch in pq.ParquetFile(source).iter_batches():
+                yield from check_schema(pa.table(batch), schema, run.uri_of(directory)).to_batches()
 
 
 def _select_shard(
@@ -135,29 +134,32 @@ def _select_shard(
     round_index: int,
 ) -> pa.Table:
     """The training rows, of all losses, of one shard."""
-    wanted = (["question_id", "completions", "completion_tokens"], GRADE_COLUMNS, ["question_id", "reason", *columns])
-    read = [run.read_table(d, shard, columns=names) for d, names in zip(directories, wanted, strict=True)]
+    read = [run.read_table(directory, shard) for directory in directories]
     same = all(table["question_id"].equals(read[0]["question_id"]) for table in read)
     assert same, f"{shard} holds different questions in {', '.join(directories)}"
     kept = read[2]["reason"].is_null()
     samples, grades, weights = (table.filter(kept) for table in read)
+    sampled_ids = samples["completion_ids"] if "completion_ids" in samples.column_names else None  # not in older runs
     positions = pc.index_in(samples["question_id"], value_set=prompts["question_id"])  # type: ignore[attr-defined]
     assert not positions.null_count, f"{directories[0]}/{shard} holds questions that the run's questions lack"
     prompt_of = prompts["prompt"].take(positions).to_pylist()
 
     rows: list[dict[str, Any]] = []
-    for i, (grade, weight) in enumerate(zip(grades.to_pylist(), weights.to_pylist(), strict=True)):
+    weight_columns = weights.select(["question_id", *columns]).to_pylist()
+    for i, (grade, weight) in enumerate(zip(grades.to_pylist(), weight_columns, strict=True)):
         completions, tokens = samples["completions"][i].as_py(), samples["completion_tokens"][i].as_py()
         choice = choose(
             grade,
             completions,
             negative=selection.negative,
+            truncated_negatives=selection.truncated_negatives,
             pairs=selection.pairs_per_question,
             seed=seed,
             round_index=round_index,
         )
+        ids = sampled_ids[i].as_py() if sampled_ids is not None else None
         for loss in losses:
-            own = training_rows(loss, prompt_of[i], completions, choice)
+            own = training_rows(loss, prompt_of[i], completions, choice, ids, grade["truncated"])
             for k, row in enumerate(own):
                 length = tokens[choice.positives[k]] if loss == "sft" else 0
                 rows.append({**weight, **row, "loss": loss, "tokens": length, "number": k, "of": len(own)})

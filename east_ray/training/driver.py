@@ -43,7 +43,8 @@ class TrainingSummary:
     """A finished training. `tokens`: those its loss was summed over, in all epochs; `digest`: sha256 of the weights.
 
     `loss` and `weighted_loss` are of the last step; `gradient_error` is the relative L2 error of the weighted gradient, and
-    `weight_error` the largest relative error of a multiplier where it is applied, both from the start-up check.
+    `weight_error` the largest relative error of a multiplier where it is applied, both from the start-up check;
+    `tokenised_from_text` counts completions that were imported without ids.
     """
 
     examples: int
@@ -56,6 +57,7 @@ class TrainingSummary:
     gradient_error: float
     weight_error: float
     digest: str
+    tokenised_from_text: int
 
 
 def train(
@@ -107,6 +109,8 @@ def train(
         seed=seed,
     )
     logger.info("%s: %d examples, %d steps", title, len(prepared.weight_N), plan.num_steps)
+    if prepared.tokenised_from_text:
+        logger.info("%s: %d completions came as text and were tokenised", title, prepared.tokenised_from_text)
     job = TrainingJob(
         run=run,
         tokens=prepared.tokens,
@@ -153,6 +157,7 @@ def train(
         gradient_error=status.gradient_error,
         weight_error=status.weight_error,
         digest=status.digest,
+        tokenised_from_text=prepared.tokenised_from_text,
     )
     logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)
     return summary

@@ -1,21 +1,25 @@
-"""Training examples as token ids: the prompt exactly as it was sampled from, the completion, and the end of sequence.
+"""Training examples as token ids: the prompt exactly as it was sampled from, and the completion exactly as it was sampled.
 
-TRL gets these ids and never text, so its own templates and end-of-sequence rules cannot change them.
+TRL gets these ids and never text, so its own templates and end-of-sequence rules cannot change them. Only completions that
+were imported as text are tokenised here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jinja2 import TemplateError
 
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
-from east_ray.models import load_tokenizer
+from east_ray.models import load_tokenizer, local_model
 from east_ray.records import EXAMPLES, UserError, check_schema
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
 
@@ -32,7 +36,7 @@ class PreparedExamples:
     """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the ids.
 
     `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm
-    with these examples and this model.
+    with these examples and this model. `tokenised_from_text` counts completions that came without ids.
     """
 
     tokens: str
@@ -41,6 +45,7 @@ class PreparedExamples:
     question_ids: list[str]
     content: str
     reference: str | None
+    tokenised_from_text: int
 
 
 def prepare_examples(
@@ -67,8 +72,11 @@ def prepare_examples(
     place, base = "/".join(examples.split("/")[:-1]), fingerprint_source(base_model, model.revision)
     tokens = f"{place}/tokens/{training.loss}-{fingerprint([base, _content(rows)])}.parquet"
     if not run.exists(tokens):
-        tokenizer = _tokenizer(base_model, model)
-        run.write_table(tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions)), tokens)
+        tokenizer = load_tokenizer(model.model_copy(update={"path": base_model}))
+        generation = Path(local_model(base_model, model.revision), "generation_config.json")
+        end = end_token(tokenizer, json.loads(generation.read_bytes()) if generation.is_file() else {})
+        made = tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions), end)
+        run.write_table(made, tokens)
     tokenised = run.read_table(tokens)
     longest_N, tokens_N = lengths(tokenised, training.loss)
     check_lengths(longest_N, training.max_length)
@@ -78,7 +86,9 @@ def prepare_examples(
         if training.loss != "dpo":
             raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
         reference = f"{place}/reference/{fingerprint([base, model.dtype, content])}.parquet"
-    return PreparedExamples(tokens, weight_N, np.array(tokens_N), rows["question_id"].to_pylist(), content, reference)
+    from_text = sum(rows[name].null_count for name in COMPLETIONS[training.loss].values())
+    questions_N = rows["question_id"].to_pylist()
+    return PreparedExamples(tokens, weight_N, np.array(tokens_N), questions_N, content, reference, from_text)
 
 
 def tokenise_examples(
@@ -86,9 +96,11 @@ def tokenise_examples(
     tokenizer: Any,
     loss: str,
     prompt_token_ids: Mapping[str, Sequence[int]],
+    end: int,
 ) -> pa.Table:
     """Rows of EXAMPLES[loss] -> question_id, prompt_ids, completion ids and (KTO) label, in the same order.
 
+    Sampled ids are taken as they are. Text without ids is tokenised, and ended by the token `end` unless it was cut.
     `prompt_token_ids` holds what the sampler was given, by question id; UserError when this tokenizer gives other ids for
     the same prompt. The prompt of a question that is not in it is tokenised from its text.
     """
@@ -108,8 +120,14 @@ def tokenise_examples(
         "prompt_ids": pa.array(prompt_ids_N, pa.list_(pa.int32())),
     }
     for text, ids in COMPLETIONS[loss].items():
-        completion_ids_N = _completion_ids(tokenizer, prompts, prompt_ids_N, examples[text].to_pylist())
-        columns[ids] = pa.array(completion_ids_N, pa.list_(pa.int32()))
+        sampled_N = examples[ids].to_pylist()
+        missing = [n for n, sampled in enumerate(sampled_N) if sampled is None]
+        cut_N = examples["cut"].to_pylist() if ids == "rejected_ids" or loss == "kto" else [False] * len(prompts)
+        texts = examples[text].take(missing).to_pylist() if missing else []
+        made = _tokenised(tokenizer, [prompts[n] for n in missing], [prompt_ids_N[n] for n in missing], texts)
+        for n, made_ids in zip(missing, made, strict=True):
+            sampled_N[n] = made_ids if cut_N[n] or made_ids[-1:] == [end] else [*made_ids, end]
+        columns[ids] = pa.array(sampled_N, pa.list_(pa.int32()))
     if loss == "kto":
         columns["label"] = examples["label"].combine_chunks()
     return pa.table(columns)
@@ -140,30 +158,41 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
-def _completion_ids(
+def _tokenised(
     tokenizer: Any, prompts: list[str], prompt_ids_N: list[list[int]], completions: list[str]
 ) -> list[list[int]]:
-    """Token ids of each completion as it continues its prompt, ended by one end-of-sequence token.
+    """Token ids of each completion as it continues its prompt.
 
     Encoded together with the prompt where that leaves the prompt's ids as they are (SentencePiece would put a space
     before a text encoded alone), otherwise alone (sampling never merges across the border).
     """
     together_N = _encode(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
     alone_N = _encode(tokenizer, completions)
-    rows = []
-    for prompt_ids, together, alone in zip(prompt_ids_N, together_N, alone_N, strict=True):
-        ids = together[len(prompt_ids) :] if together[: len(prompt_ids)] == prompt_ids else alone
-        rows.append([*ids[: len(ids) - (ids[-1:] == [tokenizer.eos_token_id])], tokenizer.eos_token_id])
-    return rows
+    return [
+        together[len(prompt_ids) :] if together[: len(prompt_ids)] == prompt_ids else alone
+        for prompt_ids, together, alone in zip(prompt_ids_N, together_N, alone_N, strict=True)
+    ]
 
 
-def _tokenizer(base_model: str, model: ModelConfig) -> Any:
-    tokenizer = load_tokenizer(model.model_copy(update={"path": base_model}))
-    if tokenizer.eos_token_id is None:
+def end_token(tokenizer: Any, generation: Mapping[str, Any]) -> int:
+    """The token that ends the model's turns: of those `generation` stops at, the one its chat template writes after one.
+
+    Gemma, Phi-3.5 and Llama 3 end turns with another token than the tokenizer's eos. UserError when there is none at all.
+    """
+    stops = generation.get("eos_token_id")
+    stops = {*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id} - {None}
+    if not stops:
         raise UserError(
-            f"the tokenizer of {base_model} has no end-of-sequence token; add eos_token to its configuration"
+            f"neither the tokenizer of {tokenizer.name_or_path} nor its generation_config.json has an end-of-sequence "
+            "token; add eos_token_id"
         )
-    return tokenizer
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+    except TemplateError:
+        after = ""
+    default = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(stops)
+    return next((token for token in _encode(tokenizer, [after])[0] if token in stops), default)
 
 
 def _weights(table: pa.Table, column: str | None, where: str) -> np.ndarray:

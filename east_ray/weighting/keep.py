@@ -16,8 +16,8 @@ REASONS = {
     "truncated": "every completion, or every correct one, was cut off at max_new_tokens",
     "all wrong": "no completion is correct",
     "all correct": "no completion is incorrect (keep = mixed)",
-    "no usable positive": "no correct completion finished and carries an answer",
-    "no usable negative": "every incorrect completion is empty (keep = mixed)",
+    "no usable positive": "every finished correct completion runs on after its answer with another turn",
+    "no usable negative": "every incorrect completion is empty or runs on with another turn (keep = mixed)",
 }
 
 
@@ -30,7 +30,7 @@ REMEDIES = {
     "all wrong": "compare a few completions with their references: if they agree, the answer column or the prompt is "
     "wrong; otherwise use easier questions, more samples or a stronger model",
     "all correct": "use harder questions, or set selection.keep=solved for SFT",
-    "no usable positive": "raise sampling.max_new_tokens, or ask for the answer in \\boxed{} (questions.system_prompt)",
+    "no usable positive": "use a prompt or a model that ends its turn after the answer",
     "no usable negative": "set selection.keep=solved for SFT",
 }
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from east_ray.config.sections import SelectionConfig
 from east_ray.examples.choice import Choice, choose, training_rows
 from east_ray.records import GRADES
 from east_ray.weighting.keep import REASONS, REMEDIES, drop_reasons
@@ -88,6 +89,18 @@ def test_positives_finished_and_carry_an_answer() -> None:
     assert chosen(row, pairs=5).positives == (2,)
 
 
+def test_completions_that_run_on_into_another_turn_are_chosen_for_nothing() -> None:
+    row = grades_row("q", [RIGHT, RIGHT, WRONG, WRONG]) | {"run_on": [True, False, False, True]}
+    assert chosen(row, pairs=5) == Choice((1,), (2,))
+
+
+def test_negatives_that_were_cut_are_drawn_unless_the_setting_leaves_them_out() -> None:
+    row = grades_row("q", [RIGHT, WRONG, WRONG], truncated=[False, True, False])
+    assert set(chosen(row, pairs=5).negatives) == {1, 2}
+    assert chosen(row, pairs=5, truncated_negatives=False).negatives == (2,)
+    assert "truncated_negatives" not in SelectionConfig().identity()  # which finished runs do not know
+
+
 def test_negatives_are_incorrect_and_not_empty() -> None:
     row = grades_row("q", [RIGHT, WRONG, None, "slow", None], errors=["slow"])
     assert set(chosen(row, ["a", "b", "c", "d", " \n"], pairs=5).negatives) == {1, 2}
@@ -136,13 +149,21 @@ def test_several_pairs_are_drawn_without_replacement() -> None:
 
 
 def test_rows_are_in_trls_own_formats() -> None:
-    texts, choice = ["good", "bad"], Choice((0,), (1,))
-    assert training_rows("sft", "P", texts, choice) == [{"prompt": "P", "completion": "good"}]
-    assert training_rows("dpo", "P", texts, choice) == [{"prompt": "P", "chosen": "good", "rejected": "bad"}]
-    assert training_rows("kto", "P", texts, choice) == [
-        {"prompt": "P", "completion": "good", "label": True},
-        {"prompt": "P", "completion": "bad", "label": False},
+    texts, choice, ids, cut = ["good", "bad"], Choice((0,), (1,)), [[7, 2], [8]], [False, True]
+    good = {"prompt": "P", "completion": "good", "completion_ids": [7, 2]}
+    bad = {"prompt": "P", "completion": "bad", "completion_ids": [8]}
+    assert training_rows("sft", "P", texts, choice, ids, cut) == [good]
+    pair = {"prompt": "P", "chosen": "good", "rejected": "bad", "chosen_ids": [7, 2], "rejected_ids": [8], "cut": True}
+    assert training_rows("dpo", "P", texts, choice, ids, cut) == [pair]
+    assert training_rows("kto", "P", texts, choice, ids, cut) == [
+        {**good, "label": True, "cut": False},
+        {**bad, "label": False, "cut": True},
     ]
+
+
+def test_imported_completions_have_no_ids() -> None:
+    rows = training_rows("dpo", "P", ["good", "bad"], Choice((0,), (1,)))
+    assert (rows[0]["chosen_ids"], rows[0]["rejected_ids"], rows[0]["cut"]) == (None, None, False)
 
 
 def test_a_loss_that_needs_a_negative_gets_as_many_pairs_as_there_are() -> None:

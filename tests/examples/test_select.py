@@ -112,6 +112,22 @@ def test_files_have_trls_columns_and_one_column_per_mapping(run: RunDirectory) -
         assert names == [*EXAMPLES[loss].names, *(mapping.column for mapping in MAPPINGS)]
 
 
+def test_every_row_holds_the_ids_that_were_sampled(run: RunDirectory) -> None:
+    fill(run)
+    ids: dict[str, list[int]] = {}
+    for shard in run.list("samples"):
+        table = run.read_table("samples", shard)
+        for texts in table["completions"].to_pylist():
+            ids |= {text: [len(ids) + i, 7, 2] for i, text in enumerate(texts)}
+        column = pa.array([[ids[text] for text in texts] for texts in table["completions"].to_pylist()])
+        kept = [name for name in table.column_names if name != "completion_ids"]
+        run.write_table(table.select(kept).append_column("completion_ids", column), "samples", shard)
+    selected(run)
+    assert all(row["completion_ids"] == ids[row["completion"]] for loss in ("sft", "kto") for row in rows_of(run, loss))
+    for row in rows_of(run, "dpo"):
+        assert (row["chosen_ids"], row["rejected_ids"]) == (ids[row["chosen"]], ids[row["rejected"]])
+
+
 def test_files_do_not_depend_on_the_shards(tmp_path: Path, ray_session: None) -> None:
     for name, per_shard in (("a", 1), ("b", 5)):
         run = RunDirectory(str(tmp_path / name))

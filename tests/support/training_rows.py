@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from east_ray.config.training import TrainingConfig
+from east_ray.records import EXAMPLES, check_schema
 from east_ray.training.batches import TrainingPlan, plan_training
 from east_ray.training.inputs import lora_config
 from east_ray.training.tokens import lengths, tokenise_examples
@@ -68,7 +69,8 @@ def planned(
 ) -> tuple[pa.Table, TrainingPlan, np.ndarray]:
     """Token ids of `examples`, their plan, and their weights (or the given ones)."""
     table = examples(loss, count)
-    rows = tokenise_examples(table, AutoTokenizer.from_pretrained(MODEL), loss, {})
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    rows = tokenise_examples(check_schema(table, EXAMPLES[loss], "test"), tokenizer, loss, {}, tokenizer.eos_token_id)
     weight_N = table["weight"].to_numpy() if weights is None else weights
     plan = plan_training(
         weight_N,

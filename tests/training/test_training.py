@@ -41,12 +41,13 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "run"))
 
 
-def test_examples_become_the_sampled_prompt_the_completion_and_one_end_of_sequence(run: RunDirectory) -> None:
+def test_imported_examples_become_the_sampled_prompt_the_completion_and_one_end_of_sequence(run: RunDirectory) -> None:
     table = examples("dpo", 3)
     run.write_table(table, "examples/x.parquet")
     prepared = prepare(run, config("dpo"))
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     tokens = run.read_table(prepared.tokens)
+    assert prepared.tokenised_from_text == 6
     for row, source in zip(tokens.to_pylist(), table.to_pylist(), strict=True):
         assert tokenizer.decode(row["prompt_ids"]) == source["prompt"]
         assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
