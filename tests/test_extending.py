@@ -17,7 +17,7 @@ from east_ray.answers.grading import Grader
 from east_ray.config.sections import GradingConfig, SelectionConfig, WeightingConfig
 from east_ray.records import CORRECT, GRADES, INCORRECT
 from east_ray.runs.directory import RunDirectory
-from east_ray.training import trainers
+from east_ray.training import inputs, trainers
 from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from east_ray.weighting import weigh
 from east_ray.weighting.mappings import WeightMapping
@@ -40,13 +40,13 @@ def run_block(name: str) -> dict[str, Any]:
 def registries() -> Iterator[None]:
     """What a block enters into the package is taken out again."""
     kept = [(holder, type(holder)(holder)) for holder in (weigh.MEASURE_FUNCTIONS, trainers.TRAINERS)]
-    readers, loss_types = list(canonical.PARSERS), set(trainers.LOSS_TYPES)
+    readers, loss_types = list(canonical.PARSERS), set(inputs.LOSS_TYPES)
     yield
     for holder, before in kept:
         holder.clear()
         holder.update(before)  # type: ignore[arg-type]
     canonical.PARSERS[:] = readers
-    trainers.LOSS_TYPES.intersection_update(loss_types)
+    inputs.LOSS_TYPES.intersection_update(loss_types)
 
 
 def test_every_block_of_the_page_is_tried_here() -> None:

@@ -106,7 +106,7 @@ def from_hf_config(settings: Mapping[str, Any], model: ModelConfig) -> Architect
             config = CONFIG_MAPPING[kind].from_dict(dict(settings))
         else:
             directory = local_model(model.path, model.revision, weights=False)
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust)
         with torch.device("meta"):
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         return _measure(built, config.get_text_config(), where)
