@@ -128,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "find out what is wrong with this machine or config", _doctor)
     doctor.add_argument("config", nargs="?", help="TOML file")
     doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    doctor.add_argument(
+        "--probe", action="store_true", help="also run engine, training and grading once, and say what they really do"
+    )
     for name, text, call in (
         ("report", "write the HTML report of a run directory", _report),
         ("audit", "how much the weights depend on how answers are clustered", _audit),
@@ -191,7 +194,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from east_ray.preflight.doctor import diagnose, render
 
-    findings = diagnose(_load(arguments) if arguments.config else None)
+    config = _load(arguments) if arguments.config else None
+    findings = diagnose(config)
+    if arguments.probe:
+        from east_ray.preflight.probe import probe
+
+        findings += probe(config)
     print(render(findings))  # noqa: T201
     return int(any(finding.status == "fail" for finding in findings))
 

@@ -46,3 +46,13 @@ def test_doctor_the_readme_and_the_package_agree_on_python_versions() -> None:
     assert set(re.findall(r"3\.(?:9|1\d)\b", re.findall(r"Python 3\.[^\n]*", readme)[0])) == {
         f"3.{minor}" for minor in range(9, 16) if f"3.{minor}.1" in wanted
     }
+
+
+def test_every_test_and_probe_that_the_compatibility_page_names_exists() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tests = set(re.findall(r"`(test_\w+)`", page))
+    assert {name for name in tests if f"def {name}(" not in sources} == set()
+    probes = (ROOT / "east_ray" / "preflight" / "probe.py").read_text(encoding="utf-8")
+    named = set(re.findall(r"probe `(\w+)`|^\| `(\w+)` \|", page, re.MULTILINE))
+    assert {name for pair in named for name in pair if name and f'"{name}' not in probes} == set()

@@ -1,4 +1,4 @@
-"""The doctor: every check of this machine and of a config, each finding with its remedy."""
+"""The doctor: every check of this machine and of a config, each finding with its remedy. `probe.py` goes further."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ The tiny model's run on two idle cores, and rows of a first run on one H200 (vLL
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,25 @@ ROWS = {
 def test_every_figure_is_within_a_quarter_of_the_measured_one(name: str) -> None:
     planned, measured = ROWS[name]
     assert planned() == pytest.approx(measured, rel=0.25)
+
+
+def test_vllms_defaults_are_those_of_the_plan() -> None:
+    """Read from its source: importing vLLM takes seconds."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    share = re.search(
+        r"gpu_memory_utilization: float = Field\(default=([\d.]+)", (folder / "config/cache.py").read_text()
+    )
+    assert share is not None
+    assert float(share[1]) == ASSUMED.engine_memory_share
+    defaults = (folder / "engine" / "arg_utils.py").read_text().partition("def get_batch_defaults")[2]
+    assert '>= 70 * GiB_bytes and "a100" not in device_name' in defaults
+    sizes = re.findall(r"default_max_num_seqs = {\s*UsageContext.LLM_CLASS: (\d+)", defaults)
+    assert sizes[:3] == ["1024", "1024", "256"]
+    assert {name: device.sequences for name, device in read_devices().items() if name in ("H100", "A100", "L4")} == {
+        "H100": 1024,
+        "A100": 256,
+        "L4": 256,
+    }
