@@ -7,10 +7,10 @@ import base64
 import csv
 import hashlib
 import html
+import io
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ import pytest
 
 from east_ray.arms import paper_arms
 from east_ray.config.load import Arm, from_dict
-from east_ray.evaluation.comparison import Comparison, Difference, vanilla_arms
 from east_ray.records import CORRECT, INCORRECT, UserError
-from east_ray.report import paper, process, question_browser, results
-from east_ray.report.data import ReportData
+from east_ray.report import process, question_browser
 from east_ray.report.page import write_report
 from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory
@@ -347,101 +345,6 @@ def test_in_a_browser_the_theme_follows_the_system_and_the_button(plain: RunDire
     browse(plain, look)
 
 
-LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
-GSM8K, MATH = "hf://openai/gsm8k/main", "hf://DigitalLearningGmbH/MATH-lighteval"
-
-
-@pytest.mark.parametrize(
-    ("model", "train", "test", "column"),
-    [
-        (LLAMA, f"{GSM8K}:train", f"{GSM8K}:test", "Llama-3.2-1B-Instruct, GSM8K"),
-        ("/models/Llama-3.1-8B-Instruct/", f"{MATH}:train", f"{MATH}:test", "Llama-3.1-8B-Instruct, MATH"),
-        (LLAMA, "data/math/train.jsonl", "data/MATH_test.jsonl.gz", "Llama-3.2-1B-Instruct, MATH"),
-        (LLAMA, "/home/mathias/aime.jsonl", "/home/mathias/test.jsonl", None),
-        (LLAMA, "hf://meta-math/MetaMathQA:train", f"{MATH}:test", None),
-        (LLAMA, f"{MATH}:train", "hf://HuggingFaceH4/MATH-500:test", None),
-        (LLAMA, f"{GSM8K}:test", f"{GSM8K}:test", None),
-        (LLAMA, f"{GSM8K}:train", None, None),
-        ("me/Llama-3.2-1B-Instruct-tuned", f"{GSM8K}:train", f"{GSM8K}:test", None),
-    ],
-)
-def test_the_papers_column_is_shown_for_its_own_models_and_sets_alone(
-    model: str, train: str, test: str | None, column: str | None
-) -> None:
-    found = paper.column_for(model, train, test)
-    assert (found and found.title) == column
-
-
-def families_of(arms: list[Arm], accuracies: dict[str, float]) -> tuple[ReportData, tuple[Comparison, ...]]:
-    """Report data of arms with these accuracies, as far as exponents and measures read it."""
-    data = {"model": {"path": "m"}, "questions": {"train": "t.jsonl"}, "arms": [arm.model_dump() for arm in arms]}
-    config = from_dict(data, "test")
-    rows = tuple(
-        Comparison(arm.name, (arm.name,), 100, a := accuracies.get(arm.name, 0.5), a, a, None, None) for arm in arms
-    )
-    groups = {arm.name: (arm.name,) for arm in arms}
-    run = RunDirectory("/nowhere")
-    return ReportData(run, config, (), {}, {}, rows, rows, vanilla_arms(config), groups), rows
-
-
-def test_arms_with_a_clip_or_a_learning_rate_of_their_own_are_families_of_their_own() -> None:
-    others: list[dict[str, Any]] = [{}, {"weighting.clip": 2.0}, {"training.sft.learning_rate": 1e-3}]
-    arms = [Arm(name="v", set=VANILLA), Arm(name="v-fast", set={**VANILLA, **others[2]})]
-    arms += [
-        Arm(name=f"a{a}-{i}", set={"weighting.exponent": a, **extra})
-        for i, extra in enumerate(others)
-        for a in (1.0, 2.0)
-    ]
-    f, rows = families_of(arms, {})
-    families = results.exponent_families(f, rows)
-    names = {label: [point[1].label for point in points] for label, points in families.items()}
-    assert names == {
-        "SFT, entropy": ["v", "a1.0-0", "a2.0-0"],
-        "SFT, entropy, clip 2.0": ["v", "a1.0-1", "a2.0-1"],
-        "SFT, entropy, sft.learning_rate 0.001": ["v-fast", "a1.0-2", "a2.0-2"],
-    }
-
-
-def test_measures_are_averaged_over_arms_with_the_same_other_settings() -> None:
-    arms = [
-        Arm(name=f"{m}{a}", set={"weighting.measure": m, "weighting.exponent": a})
-        for m in ("entropy", "inaccuracy")
-        for a in (1.0, 2.0)
-    ]
-    fast = Arm(name="fast", set={"weighting.measure": "entropy", "training.sft.learning_rate": 1e-3})
-    f, _ = families_of([*arms, fast], {"entropy1.0": 0.3, "entropy2.0": 0.4, "fast": 0.9, "inaccuracy1.0": 0.2})
-    table = results.measure_table(f)
-    assert table is not None
-    assert [row[1:] for row in table.rows] == [("35.0%", "30.0%", "40.0%"), ("35.0%", "20.0%", "50.0%")]
-
-
-@pytest.mark.parametrize(("best", "chosen"), [({}, "0"), ({"a-2.0": 0.6, "a1.0": 0.6}, "1"), ({"a-2.0": 0.6}, "-2")])
-def test_of_equally_accurate_exponents_the_one_nearest_to_zero_is_chosen(best: dict[str, float], chosen: str) -> None:
-    arms = [Arm(name=f"a{a}", set={"weighting.exponent": a}) for a in (-2.0, -1.0, 0.0, 1.0, 2.0)]
-    f, rows = families_of(arms, best)
-    assert results.chosen_table(f, results.exponent_families(f, rows)).rows[0][1] == chosen
-
-
-def test_chosen_exponents_of_several_families_share_one_holm_correction() -> None:
-    arms = [Arm(name="v", set=VANILLA)]
-    arms += [
-        Arm(name=f"{m}{a}", set={"weighting.measure": m, "weighting.exponent": a})
-        for m in ("entropy", "inaccuracy")
-        for a in (1.0, 2.0)
-    ]
-    f, rows = families_of(arms, {"entropy1.0": 0.6, "inaccuracy2.0": 0.6})
-    p_values = {"entropy1.0": 0.02, "inaccuracy2.0": 0.04}
-    tested = tuple(
-        replace(row, to_vanilla=Difference("v", 0.1, 0.0, 0.2, p, 1.0, 20, 10, 0.1))
-        if (p := p_values.get(row.name))
-        else row
-        for row in rows
-    )
-    table = results.chosen_table(replace(f, comparisons=tested), results.exponent_families(f, rows))
-    assert [row[4].rpartition(", ")[2] for row in table.rows] == ["p = 0.04", "p = 0.04"]
-    assert "Holm-adjusted over these 2 choices" in table.caption
-
-
 def table_of(page: str, heading: str) -> list[list[str]]:
     """Rows of the table whose first column has this heading, as text."""
     body = next(part for part in page.split("<table")[1:] if f"{heading}</th>" in part).partition("</table>")[0]
@@ -497,7 +400,23 @@ def test_an_arm_without_a_vanilla_of_its_seeds_is_named(tmp_path: Path) -> None:
     assert "hence without a difference to it: east." in page_of(run)
 
 
-def test_arms_with_more_rounds_are_in_the_same_family() -> None:
-    rounds = {0.0: 3, 1.0: 3, 2.0: 1}
-    f, rows = families_of([Arm(name=f"a{a}", set={"weighting.exponent": a}, rounds=n) for a, n in rounds.items()], {})
-    assert [a for a, _ in results.exponent_families(f, rows)["SFT, entropy"]] == [0.0, 1.0, 2.0]
+def test_a_seed_group_whose_short_name_is_another_arms_has_a_report(tmp_path: Path) -> None:
+    seeds = [Arm(name=f"east-seed{i}", set={"run.seed": i}) for i in range(2)]
+    run = make_run(tmp_path, num_train=32, arms=[*seeds, Arm(name="east", set={"weighting.clip": 3.0})])
+    write_report(run)
+    assert {row["name"] for row in csv.DictReader(io.StringIO(run.read_bytes("report", "comparisons.csv").decode()))} == {
+        "default", "east-seed0", "east",
+    }  # fmt: skip
+
+
+def test_the_recorded_plan_stands_next_to_what_was_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path, num_train=32, num_test=50)
+    plan = [["training questions", 40], ["round 0: sample", 25.0], ["round 0: validate", 3.0]]
+    run.write_json({"pool": "2xCPU", "figures": plan}, "plan.json")
+    write_report(run)
+    assert table_of(page_of(run), "plan") == [
+        ["training questions", "40", "32"],
+        ["round 0: sample", "25.0 s", "12.5 s"],
+        ["round 0: validate", "3.0 s", ""],
+    ]
+    assert "The plan for 2xCPU" in page_of(run)
