@@ -5,8 +5,10 @@ Only shard names travel to the tasks; they read their files themselves, one at a
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +45,8 @@ def reduce_shards(of_shard: Callable[[str], ShardSums], shards: Sequence[str]) -
 
     groups = [group.tolist() for group in np.array_split(np.array(shards), min(len(shards), MAX_TASKS))]
     if len(shards) <= IN_PROCESS:
-        return sum(map(add_up, groups), ShardSums()).parts
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # pyarrow and numpy leave the interpreter to the others
+            return sum(threads.map(add_up, groups), ShardSums()).parts
 
     def of_group(rows: pa.Table) -> pa.Table:
         return pa.table({"sums": [pickle.dumps(add_up(rows["shards"][0].as_py()))]})

@@ -19,6 +19,8 @@ import numpy as np
 
 from east_ray.config.sections import WeightingConfig
 
+CHUNK = 4096  # questions whose clusters fit the processor's cache: half the time of 50,000 at once
+
 
 def entropy(cluster_sizes: Sequence[int]) -> float:
     """h = -sum p ln p (eq. 1) of one question, in nats; 0 for a single cluster and for none at all."""
@@ -33,13 +35,18 @@ def entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     question's terms are added from its largest cluster to its smallest, so the order of clusters changes no bit.
     """
     offsets = np.asarray(offsets, dtype=np.int64)
+    chunks = [offsets[i : i + CHUNK + 1] for i in range(0, len(offsets) - 1, CHUNK)]
+    return np.concatenate([np.zeros(0), *(_entropies(sizes[o[0] : o[-1]], o - o[0]) for o in chunks)])
+
+
+def _entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     clusters_Q = np.diff(offsets)
     result_Q = np.zeros(len(clusters_Q))
     if not len(sizes):
         return result_Q
     starts = offsets[:-1][clusters_Q > 0]
-    sizes = _largest_first(np.asarray(sizes), starts)
-    totals = np.add.reduceat(sizes, starts, dtype=np.int64)
+    sizes = _largest_first(np.asarray(sizes, dtype=np.int64), starts)
+    totals = np.add.reduceat(sizes, starts)
     log, size_log = _logs(int(totals.max()))
     # ln n - sum m ln m / n, which would be off by a rounding error where it is 0.
     result_Q[clusters_Q > 0] = log[totals] - np.add.reduceat(size_log[sizes], starts) / totals
@@ -180,7 +187,7 @@ def fit(totals: MappingTotals, mapping: WeightMapping, previous: FittedMapping |
     if totals.zeros and mapping.exponent < 0:
         raise ValueError(
             f"{totals.zeros} of {total} kept questions have {mapping.measure} = 0, which no exponent below 0 can weigh "
-            f'(exponent = {mapping.exponent:g}): set selection.keep = "mixed", or an exponent >= 0'
+            f'(exponent = {mapping.exponent:g}): set selection.keep = "mixed" with grading.unanswered = "cluster", or an exponent >= 0'
         )
     if mapping.mapping == "linear":
         return _fit_linear(totals, mapping)

@@ -121,6 +121,13 @@ def test_a_negative_exponent_over_solved_questions_names_the_mapping_and_the_rem
         weighed(run, rows, 1, mappings=[WeightMapping(exponent=-1)], selection=SelectionConfig(keep="solved"))
 
 
+def test_a_negative_exponent_with_ignored_completions_does_not_advise_what_is_set_already(run: RunDirectory) -> None:
+    row = grades_row("q", ["gold"] * 6 + [None] * 2)
+    ignored = {**row, "clusters": [0] * 6 + [-1] * 2, "cluster_sizes": [6], "cluster_verdicts": ["correct"]}
+    with pytest.raises(UserError, match=r'keep = "mixed" with grading\.unanswered = "cluster"'):
+        weighed(run, [ignored], 1, mappings=[WeightMapping(exponent=-1)])
+
+
 def test_no_kept_question_is_an_error_with_the_funnel(run: RunDirectory) -> None:
     rows = [grades_row("a", ["gold"] * 4), grades_row("b", ["1", "2"]), grades_row("c", ["1"])]
     with pytest.raises(UserError, match=r"none of the 3 questions.*2 all wrong.*1 all correct"):
