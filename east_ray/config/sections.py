@@ -121,7 +121,6 @@ class SamplingConfig(Section):
     max_new_tokens: int = Field(
         default=2048, ge=1, description="Longest completion, tokens; longer ones count as truncated."
     )
-    adaptive: None = Field(default=None, description="Withdrawn (it saved no samples); always null in a run's record.")
     questions_per_shard: int = Field(default=32, ge=1, description="Questions per output file, the unit of resuming.")
     min_engines: int = Field(default=1, ge=1, description="Fewest vLLM engines in the pool.")
     max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
@@ -142,6 +141,7 @@ class SamplingConfig(Section):
         default=0.01, ge=0, le=1, description="The run stops when more than this share of the questions failed."
     )
 
+    retired: ClassVar[dict[str, Any]] = {"adaptive": None}
     operational: ClassVar[frozenset[str]] = frozenset(
         {"min_engines", "max_engines", "gpus_per_engine", "cpus_per_engine", "tensor_parallel_size"}
         | {"pipeline_parallel_size", "kv_cache_gib", "engine_args", "labels", "max_failed_share"}
