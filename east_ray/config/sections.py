@@ -182,6 +182,7 @@ class GradingConfig(Section):
     workers: int = Field(default=1, ge=1, description="Grading actors (one CPU core each).")
     labels: dict[str, str] = Field(default_factory=dict, description="Ray labels of the nodes that may run a grader.")
 
+    added: ClassVar[frozenset[str]] = frozenset({"open_thought"})
     operational: ClassVar[frozenset[str]] = frozenset({"workers", "labels"})
 
 
