@@ -68,6 +68,7 @@ class Comparison:
     high: float
     to_default: Difference | None
     to_vanilla: Difference | None
+    unpaired: tuple[str, ...] = ()  # members without a vanilla arm of their seed, which keeps to_vanilla empty
 
 
 def read_measured(run: RunDirectory, config: Config, split: str) -> list[Measured]:
@@ -156,31 +157,21 @@ def compare(run: RunDirectory, config: Config, measured: Mapping[str, Measured])
             )
     confidence, groups = config.evaluation.confidence, {DEFAULT: (DEFAULT,), **seed_groups(config)}
     groups = {name: found for name, members in groups.items() if (found := tuple(m for m in members if m in correct))}
-    vanilla = vanilla_arms(config)
-    baselines = {"to_default": {}, "to_vanilla": {}}
-    for name, members in groups.items():
-        twins = tuple(vanilla[m] for m in members if vanilla.get(m, m) != m)
-        if name != DEFAULT and DEFAULT in correct:
-            baselines["to_default"][name] = (DEFAULT,) * len(members)
-        if len(twins) == len(members) and all(twin in correct for twin in twins):
-            baselines["to_vanilla"][name] = twins
     rows = {}
     for name, members in groups.items():
         answers_S_Q = matrix(correct, members, ids)
         low, high = accuracy_interval(answers_S_Q, confidence)
-        rows[name] = Comparison(name, members, len(ids), float(answers_S_Q.mean()), low, high, None, None)
-    for column, baseline_of in baselines.items():
+        accuracy, unpaired = float(answers_S_Q.mean()), _without_vanilla(config, members)
+        rows[name] = Comparison(name, members, len(ids), accuracy, low, high, None, None, unpaired)
+    for column, baseline_of in _baselines(config, groups, correct).items():
         found = {}
         for name, twins in baseline_of.items():
             pair = matrix(correct, groups[name], ids), matrix(correct, twins, ids)
             found[name] = difference_of(*pair, _shared_name(twins), confidence, comparisons=len(baseline_of))
-            if column == "to_vanilla":
-                arms = {arm.name: arm for arm in config.arms}
-                differs = differing_settings(config, arms[groups[name][0]], arms[twins[0]])
-                found[name] = replace(found[name], differs=differs)
         adjusted = holm([d.p_value for d in found.values()])
         for (name, d), p_adjusted in zip(found.items(), adjusted, strict=True):
-            rows[name] = replace(rows[name], **{column: replace(d, p_adjusted=p_adjusted)})
+            differs = _differs(config, groups[name][0], baseline_of[name][0])
+            rows[name] = replace(rows[name], **{column: replace(d, p_adjusted=p_adjusted, differs=differs)})
     return list(rows.values())
 
 
@@ -230,6 +221,38 @@ def read_correct(run: RunDirectory, directory: str) -> dict[str, bool]:
 def matrix(correct: Mapping[str, Mapping[str, bool]], names: Sequence[str], ids: Collection[str]) -> np.ndarray:
     """(seeds, questions) of booleans."""
     return np.array([[correct[name][question_id] for question_id in ids] for name in names])
+
+
+def _baselines(
+    config: Config, groups: Mapping[str, tuple[str, ...]], present: Collection[str]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Column of Comparison -> row -> the evaluated arms, one per seed, that it is compared with."""
+    vanilla = vanilla_arms(config)
+    twins = {name: tuple(vanilla[m] for m in members if vanilla.get(m, m) != m) for name, members in groups.items()}
+    return {
+        "to_default": {n: (DEFAULT,) * len(m) for n, m in groups.items() if n != DEFAULT and DEFAULT in present},
+        "to_vanilla": {
+            name: found
+            for name, found in twins.items()
+            if len(found) == len(groups[name]) and all(twin in present for twin in found)
+        },
+    }
+
+
+def _differs(config: Config, name: str, baseline: str) -> tuple[str, ...]:
+    if baseline == DEFAULT:
+        return ()
+    arms = {arm.name: arm for arm in config.arms}
+    return differing_settings(config, arms[name], arms[baseline])
+
+
+def _without_vanilla(config: Config, members: Sequence[str]) -> tuple[str, ...]:
+    """Those of a row's arms that have no vanilla arm of their seed, where there is one of the same loss."""
+    vanilla, arms = vanilla_arms(config), {arm.name: arm for arm in config.arms}
+    losses = {config.for_arm(arm).training.loss for arm in config.arms if _is_plain(config, arm)}
+    return tuple(
+        m for m in members if m != DEFAULT and m not in vanilla and config.for_arm(arms[m]).training.loss in losses
+    )
 
 
 def _is_plain(config: Config, arm: Arm) -> bool:

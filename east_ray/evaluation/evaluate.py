@@ -1,7 +1,7 @@
-"""How good a model is on questions it was not trained on: greedy accuracy, pass@k and maj@k, with intervals.
+"""Evaluation on questions that were not trained on: greedy accuracy, pass@k and maj@k, with intervals.
 
 All models of a step are measured in one call, so that one pool of engines serves them, on the same rendered prompts and
-with the same extraction and equivalence as the training questions. `comparison.py` sets the results side by side.
+with the same extraction and equivalence as the training questions. `comparison.py` compares the results.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from east_ray.runs.directory import RunDirectory, jsonable
 
 logger = logging.getLogger(__name__)
 
-# One row per question. `correct` is false for errors, too: the accuracy is then a lower bound, and the share of errors
-# says by how much it may be too low.
+# One row per question. `correct` is false for errors, too: the accuracy is then too low by at most the share of errors.
 EVALUATIONS = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -37,7 +36,7 @@ EVALUATIONS = pa.schema(
         pa.field("subject", pa.string()),
     ]
 )
-GREEDY_SHARD = 128  # questions: with one completion each, an engine's batch needs more of them than when sampling
+GREEDY_SHARD = 128  # questions: with one completion each, it takes more of them to fill an engine's batch
 SAMPLED = ["num_samples", "num_correct", "answers", "clusters", "cluster_sizes", "cluster_verdicts"]
 
 
@@ -83,7 +82,7 @@ def evaluate(
     """Measure every target (name -> model, output directory) on one questions file; one engine pool serves them all.
 
     Each output directory gets samples/, grades/, eval.parquet and metrics.json; sampled/ too when
-    `evaluation.num_samples` asks for pass@k. Finished shards are kept, so a stopped evaluation continues.
+    `evaluation.num_samples` asks for pass@k. A stopped evaluation continues after its finished shards.
     """
     shared = {"top_p": 1.0, "max_new_tokens": evaluation.max_new_tokens or sampling.max_new_tokens}
     greedy = sampling.model_copy(
@@ -92,13 +91,13 @@ def evaluate(
     sampled = sampling.model_copy(
         update={**shared, "num_samples": evaluation.num_samples, "temperature": evaluation.temperature}
     )
-    for settings, place in ((greedy, ""), (sampled, "sampled/")):
+    for settings, parent in ((greedy, ""), (sampled, "sampled/")):
         if not settings.num_samples:
             continue
         run_rollouts(
             run,
             [
-                RolloutJob(path, questions, f"{output}/{place}samples", f"{output}/{place}grades")
+                RolloutJob(path, questions, f"{output}/{parent}samples", f"{output}/{parent}grades")
                 for path, output in targets.values()
             ],
             model=model,
@@ -106,7 +105,7 @@ def evaluate(
             grading=grading,
             seed=seed,
             round_index=round_index,
-            title=f"evaluate pass@{settings.num_samples}" if place else "evaluate",
+            title=f"evaluate pass@{settings.num_samples}" if parent else "evaluate",
         )
     summaries = {}
     for name, (_, output) in targets.items():

@@ -75,6 +75,11 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Summary:
         sentences.append(_together([d for _, d in unclear]))
     else:
         sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in unclear]
+    sentences += [
+        f"{row.name} is not compared with plain self-training: no vanilla arm has the seed of {', '.join(row.unpaired)}."
+        for row in trained
+        if row.unpaired
+    ]
     if not weighted:
         return Summary(_headline_of_training(trained[0], default, confidence), tuple(sentences))
     return Summary(_headline_of_weights(weighted, confidence), tuple(sentences))

@@ -543,3 +543,13 @@ def test_pass_at_k_of_the_drift_is_over_all_questions() -> None:
     )
     found = drift.describe("a", 0, table, None)
     assert (found.k, found.pass_at_1, found.pass_at_k) == (16, pytest.approx(0.9), pytest.approx(0.9))
+
+
+def test_seeds_without_a_vanilla_arm_of_their_own_are_said_to_be_not_compared(tmp_path: Path) -> None:
+    arms = [Arm(name="vanilla", set=VANILLA), *(Arm(name=f"east-seed{s}", set={"run.seed": s}) for s in (0, 1, 2))]
+    run = make_run(tmp_path, num_train=8, num_test=60, arms=arms)
+    config = from_dict(run.read_json("config.json"), "test")
+    rows = compare(run, config, at_round(config, read_measured(run, config, "evaluation")))
+    assert rows[-1].to_vanilla is None
+    assert rows[-1].unpaired == ("east-seed1", "east-seed2")
+    assert "no vanilla arm has the seed of east-seed1, east-seed2" in describe(rows, 0.95).sentences[-1]
