@@ -59,6 +59,7 @@ def import_file(config: Config, file: str) -> None:
 def open_run(config: Config) -> Iterator[tuple[RunDirectory, Config]]:
     """The run directory, created and locked against a second command, and the config with its hub model pinned."""
     run = RunDirectory(config.run.dir)
+    run.check_reachable()
     if not run.is_local:
         yield run, _record(run, config)
         return

@@ -82,6 +82,7 @@ def check_storage(config: Config) -> Iterator[Finding]:
     probe = f".doctor-{uuid.uuid4().hex[:8]}"
     try:
         run = RunDirectory(config.run.dir)
+        run.check_reachable()
         existed = run.exists()
         run.write_bytes(b"east-ray", probe, "probe")
         intact = run.read_bytes(probe, "probe") == b"east-ray"

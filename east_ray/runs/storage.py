@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "EAST_RAY_CACHE"
 IN_USE_SECONDS = 3600.0  # a copy handed out this recently is not evicted: an engine may still be reading it
 CHUNK_BYTES = 8 << 20
+RETRIES = 14  # of a request that a store refuses for now; the waits double from 25 ms on, 409 s in all
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Directory:
     """A directory, whether or not it exists. Picklable: its filesystem is opened again wherever it is used.
 
     What a store answers (no such bucket, access denied, no connection) becomes a UserError that names the address; a
-    missing file stays a FileNotFoundError, and errors of a local disk pass unchanged.
+    missing file stays a FileNotFoundError, and errors of a local disk pass unchanged. S3 is asked again for 7 minutes before that, gs:// for 15.
     """
 
     uri: str
@@ -65,6 +67,18 @@ class Directory:
         """The same as an address, to print or to open as a Directory; a store's options stay after the `?`."""
         base, question, options = self.uri.partition("?")
         return "/".join([base.rstrip("/"), *parts]) + question + options
+
+    def check_reachable(self) -> None:
+        """UserError at once, and not after all retries, when there is no server at the address."""
+        if self.uri.startswith("s3://"):
+            with self._explained():
+                options = self.filesystem.__reduce__()[1][0]
+                try:
+                    pafs.S3FileSystem(**options).get_file_info(self.root)
+                except OSError as error:
+                    if "NETWORK_CONNECTION" in str(error):
+                        raise
+                    logger.warning("%s answers: %s; trying on for 7 minutes", self, _first_line(error))
 
     def exists(self, *parts: str) -> bool:
         """Is there such a file or directory in it?"""
@@ -167,6 +181,7 @@ class Directory:
             cache.mkdir(parents=True, exist_ok=True)
             _make_room(cache, sum(size for _, size, _ in files), str(source))
             attempt = cache / f".{key}.{uuid.uuid4().hex[:8]}"
+            attempt.mkdir()
             started = time.monotonic()
             try:
                 with source._explained():
@@ -222,9 +237,25 @@ def _open(uri: str) -> tuple[pafs.FileSystem, str]:
 @functools.lru_cache(maxsize=16)
 def _open_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
-        return pafs.FileSystem.from_uri(uri)
+        filesystem, bucket = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{_without_secrets(uri)} cannot be opened: {_first_line(error)}. {_remedy(uri)}") from None
+    if isinstance(filesystem, pafs.S3FileSystem):
+        filesystem = _patient(filesystem.__reduce__()[1][0])
+    return filesystem, bucket
+
+
+class _PatientS3(pafs.S3FileSystem):
+    """S3 that repeats a refused request RETRIES times, also once it was pickled, which Arrow's own forgets."""
+
+    def __reduce__(self) -> Any:
+        return _patient, super().__reduce__()[1]
+
+
+def _patient(options: dict[str, Any]) -> _PatientS3:
+    strategy = pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)
+    # Delayed, a small file is one request; opened at once, it is the three of a multipart upload.
+    return _PatientS3(**{**options, "allow_delayed_open": True}, retry_strategy=strategy)
 
 
 def _make_room(cache: Path, needed_bytes: int, source: str) -> None:

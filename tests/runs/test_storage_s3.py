@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,42 +26,26 @@ from east_ray.records import UserError
 from east_ray.runs import storage
 from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory, fingerprint_source
+from east_ray.runs.storage import Directory
 from tests.support.ray_processes import BIN, ENVIRONMENT, short_directory
+from tests.support.s3_server import S3Server, s3_server
 from tests.support.small_run import artefacts, is_whole, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def s3_port() -> Iterator[int]:
-    moto = pytest.importorskip("moto.server", reason="install the s3 extra: pip install -e '.[s3]'")
-    import boto3
-
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    port = server.get_host_and_port()[1]
-    client = boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", **dict.fromkeys(KEYS, "test")
-    )
-    client.create_bucket(Bucket="east")
-    yield port
-    server.stop()
-
-
-KEYS = ("aws_access_key_id", "aws_secret_access_key")
+def server() -> Iterator[S3Server]:
+    with s3_server() as started:
+        yield started
 
 
 @pytest.fixture
-def s3_environment(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server as AWS's own variables name it, for this process and those it starts."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+def s3_environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server for this process and those it starts."""
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
+    storage._open_bucket.cache_clear()  # the environment may have named another server
 
 
 @pytest.fixture
@@ -69,10 +54,8 @@ def s3_uri(s3_environment: None) -> str:
 
 
 @pytest.fixture
-def options_uri(s3_port: int) -> str:
-    return (
-        f"s3://test:test@east/{uuid.uuid4().hex[:8]}?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{s3_port}"
-    )
+def options_uri(server: S3Server) -> str:
+    return f"s3://test:test@east/{uuid.uuid4().hex[:8]}?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.port}"
 
 
 @pytest.fixture
@@ -290,11 +273,75 @@ def test_a_bucket_that_does_not_exist_is_a_user_error(action: Callable[[RunDirec
         action(RunDirectory("s3://no-such-bucket/run"))
 
 
-def test_a_server_that_is_not_there_is_a_user_error_without_the_secret() -> None:
+def test_a_server_that_is_not_there_is_a_user_error_at_once_without_the_secret() -> None:
     run = RunDirectory("s3://key:hush@east/run?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:1")
-    with pytest.raises(UserError, match=r"s3://east/run/config.json: .*connect") as caught:
-        run.exists("config.json")
+    with pytest.raises(UserError, match=r"s3://east/run: .*connect") as caught:
+        run.check_reachable()
     assert "hush" not in str(caught.value)
+
+
+ACTIONS: dict[str, Callable[[RunDirectory], object]] = {
+    "exists": lambda run: run.exists("there"),
+    "list": lambda run: run.list("kept"),
+    "read": lambda run: run.read_bytes("there"),
+    "read a table": lambda run: run.read_table("kept"),
+    "write": lambda run: run.write_bytes(b"x", "new"),
+    "upload": lambda run: run.upload(str(ROOT / "jobs"), "jobs"),
+    "fetch": lambda run: Directory(run.uri_of("kept")).local_copy(),
+    "delete": lambda run: run.delete("kept"),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_store_that_refuses_for_a_while_is_asked_again(
+    action: str, server: S3Server, s3_uri: str, cache: Path
+) -> None:
+    run: RunDirectory = pickle.loads(pickle.dumps(RunDirectory(s3_uri)))
+    run.write_bytes(b"x", "there")
+    run.write_table(pa.table({"a": [1]}), "kept", "shard-00000.parquet")
+    server.refuse(6)
+    ACTIONS[action](run)
+    assert server._refused == 0
+
+
+def test_a_filesystem_given_to_ray_is_as_patient(server: S3Server, s3_uri: str) -> None:
+    run = RunDirectory(s3_uri)
+    filesystem = pickle.loads(pickle.dumps(run.filesystem))
+    server.refuse(6)
+    with filesystem.open_output_stream(run.path("checkpoint")) as stream:
+        stream.write(b"x")
+    assert run.read_bytes("checkpoint") == b"x"
+
+
+def test_a_store_that_refuses_for_good_is_a_user_error_after_the_last_retry(
+    server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "RETRIES", 2)
+    storage._open_bucket.cache_clear()
+    server.refuse(float("inf"))
+    try:
+        with pytest.raises(UserError, match=r"s3://east/\S+/there: .*HTTP status 503"):
+            RunDirectory(s3_uri).exists("there")
+    finally:
+        server.refuse(0)
+        storage._open_bucket.cache_clear()
+
+
+def test_the_retries_last_longer_than_five_minutes() -> None:
+    """Arrow's client waits 25 ms before the first retry and twice as long before each of the others."""
+    assert sum(0.025 * 2**retry for retry in range(storage.RETRIES)) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_store_that_is_away_for_three_minutes_costs_time_and_nothing_else(server: S3Server, s3_uri: str) -> None:
+    run = RunDirectory(s3_uri)
+    server.refuse(float("inf"))
+    back = threading.Timer(180, server.refuse, [0])
+    back.start()
+    run.write_bytes(b"x", "manifest.json")
+    back.join()
+    assert run.read_bytes("manifest.json") == b"x"
 
 
 def test_an_unknown_scheme_is_a_user_error() -> None:
