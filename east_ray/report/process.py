@@ -25,7 +25,16 @@ MAX_CURVES = 7  # as many as there are colours
 MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
 MAX_HISTOGRAMS = 4  # drawn over each other
 MAX_IDS = 5  # questions named per reason
-COUNT_COLUMNS = ["num_samples", "num_correct", "num_incorrect", "num_errors", "num_unanswered", "num_truncated"]
+COUNT_COLUMNS = [
+    "num_samples",
+    "num_correct",
+    "num_incorrect",
+    "num_errors",
+    "num_unanswered",
+    "num_truncated",
+    "num_positives",
+    "num_negatives",
+]
 MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
 
 CURVES = (
@@ -94,15 +103,17 @@ def completions_table(f: ReportData) -> Table:
     rows, imported = [], ""
     for name, directory in f.weight_directories().items():
         counts = f.run.read_table(directory, "grades", columns=COUNT_COLUMNS)
-        samples, *others = (int(np.sum(counts[column])) for column in COUNT_COLUMNS)
+        samples, *others, positives, negatives = (int(np.sum(counts[column])) for column in COUNT_COLUMNS)
+        others.append(positives + negatives)
         rows.append((name, f"{samples:,}", *(percent(count / max(samples, 1)) for count in others)))
         if file := (f.run.manifest(f"{directory}/samples") or {}).get("settings", {}).get("imported"):
             imported = f" They were imported from {file}."
     return Table(
-        ("completions of", "completions", "correct", "incorrect", "not gradable", "no answer", "truncated"),
+        ("completions of", "completions", "correct", "incorrect", "not gradable", "no answer", "truncated", "eligible"),
         tuple(rows),
-        "Completions of the training questions. Those that could not be graded count as neither correct nor incorrect; "
-        f"those without an extractable answer are incorrect.{imported}",
+        "Completions of the training questions. Those without an extractable answer are incorrect; those that could not be "
+        "graded are neither. Eligible: may be trained on, as a positive or a negative; texts cut at the token limit or with "
+        f"another turn after the answer are not positives.{imported}",
     )
 
 

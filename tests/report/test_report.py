@@ -355,6 +355,8 @@ def test_the_page_counts_verdicts_and_names_the_questions_left_out(plain: RunDir
     grades = plain.read_table("round-00", "grades").to_pydict()
     share = sum(grades["num_correct"]) / sum(grades["num_samples"])
     row = table_of(page_of(plain), "completions of")[0]
+    eligible = (sum(grades["num_positives"]) + sum(grades["num_negatives"])) / sum(grades["num_samples"])
+    assert row[-1] == f"{100 * eligible:.1f}%"
     assert row[:3] == ["all arms", f"{sum(grades['num_samples']):,}", f"{100 * share:.1f}%"]
     left_out = [row for row in plain.read_table("round-00", "weights").to_pylist() if row["reason"]]
     shown = {
