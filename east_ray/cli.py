@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, text, call in (
         ("report", "write the HTML report of a run directory", _report),
-        ("audit", "how much the weights depend on how answers are clustered", _audit),
+        ("audit", "is what was trained what was sampled; how much the weights depend on clustering", _audit),
         ("uncertainty", "were there enough samples per question?", _uncertainty),
     ):
         command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
@@ -220,8 +220,11 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _audit(arguments: argparse.Namespace) -> None:
     from east_ray.analysis.audit import audit
+    from east_ray.analysis.identity import identity
 
-    print(audit(_existing_run(arguments.run)).render())  # noqa: T201
+    found = identity(run := _existing_run(arguments.run))
+    print(f"{found.render()}\n{audit(run).render()}")  # noqa: T201
+    found.check()
 
 
 def _uncertainty(arguments: argparse.Namespace) -> None:
