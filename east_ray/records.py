@@ -46,6 +46,8 @@ SAMPLES = pa.schema(
         pa.field("completions", pa.list_(pa.string()), nullable=False),
         pa.field("finish_reasons", pa.list_(pa.string()), nullable=False),  # "stop" | "length" | "unknown" (imported)
         pa.field("completion_tokens", pa.list_(pa.int32()), nullable=False),
+        # As sampled, with the token the engine stopped on; null: imported, or sampled before ids were kept.
+        pa.field("completion_ids", pa.list_(pa.list_(pa.int32()))),
         pa.field("shortfall", pa.string()),
     ]
 )

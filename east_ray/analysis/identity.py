@@ -111,4 +111,5 @@ def _sampled(run: RunDirectory, samples: list[str]) -> Iterator[tuple[str, tuple
                 continue
             for question_id, completions in zip(table["question_id"].to_pylist(), table["completion_ids"], strict=True):
                 for ids in completions.as_py() or ():
-                    yield question_id, tuple(ids)
+                    if ids is not None:
+                        yield question_id, tuple(ids)

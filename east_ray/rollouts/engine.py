@@ -23,11 +23,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled text. `num_tokens` counts the generated tokens, the end of sequence included."""
+    """One sampled text. `num_tokens` counts the generated tokens, the end of sequence included; `token_ids` are those."""
 
     text: str
     finish_reason: str  # "stop" or "length"
     num_tokens: int
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def unsampled(question: Mapping[str, Any]) -> dict[str, Any]:
         "completions": [],
         "finish_reasons": [],
         "completion_tokens": [],
+        "completion_ids": None,
         "shortfall": None,
     }
 
@@ -72,5 +73,6 @@ def _extended(row: dict[str, Any], request: Request, result: Result) -> dict[str
         "completions": row["completions"] + [c.text for c in result],
         "finish_reasons": row["finish_reasons"] + [c.finish_reason for c in result],
         "completion_tokens": row["completion_tokens"] + [c.num_tokens for c in result],
+        "completion_ids": (row["completion_ids"] or [None] * len(row["completions"])) + [c.token_ids for c in result],
         "shortfall": shortfall,
     }

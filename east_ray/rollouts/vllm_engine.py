@@ -205,4 +205,6 @@ def _as_input(engine: Any, request: Request, sampling: SamplingConfig) -> tuple[
 
 
 def _completions(output: Any) -> list[Completion]:
-    return [Completion(o.text, o.finish_reason or "unknown", len(o.token_ids)) for o in output.outputs]
+    return [
+        Completion(o.text, o.finish_reason or "unknown", len(o.token_ids), tuple(o.token_ids)) for o in output.outputs
+    ]

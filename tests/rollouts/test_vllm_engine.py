@@ -66,7 +66,10 @@ def plain(tiny_model: Path, prompts: list[list[int]]) -> list[list[Completion]]:
         for i in range(len(prompts))
     ]
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-    return [[Completion(o.text, o.finish_reason or "", len(o.token_ids)) for o in out.outputs] for out in outputs]
+    return [
+        [Completion(o.text, o.finish_reason or "", len(o.token_ids), tuple(o.token_ids)) for o in out.outputs]
+        for out in outputs
+    ]
 
 
 @pytest.fixture(scope="module")
