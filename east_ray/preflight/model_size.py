@@ -5,7 +5,7 @@ transformers builds the model on torch's meta device, so every architecture that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Architecture:
     head_dim: int
     vocabulary: int
     cached_values: int  # in the KV cache, per token, all layers
-    linears: tuple[tuple[str, int], ...]  # (last part of its name, inputs + outputs) of every linear layer but the head
+    linears: tuple[tuple[str, int], ...]  # what an adapter takes: last part of its name, trained parameters at rank 1
 
     @property
     def active(self) -> float:
@@ -152,12 +152,28 @@ def _measure(built: Any, config: Any, where: str) -> Architecture:
         head_dim=head_dim,
         vocabulary=config.vocab_size,
         cached_values=per_layer * sum("linear" not in kind and "attention" in kind for kind in kinds),
-        linears=tuple(
-            (name.rpartition(".")[2], module.in_features + module.out_features)
-            for name, module in built.named_modules()
-            if type(module).__name__ == "Linear" and module is not head
-        ),
+        linears=tuple(_adapted_experts(built) if routed else _adapted_linears(built, head)),
     )
+
+
+def _adapted_linears(built: Any, head: Any) -> Iterator[tuple[str, int]]:
+    """Every linear layer but the head: inputs + outputs."""
+    for name, module in built.named_modules():
+        if type(module).__name__ == "Linear" and module is not head:
+            yield name.rpartition(".")[2], module.in_features + module.out_features
+
+
+def _adapted_experts(built: Any) -> Iterator[tuple[str, int]]:
+    """In a mixture peft also adapts routers and stacked experts, in its own way: it is asked, which changes the model."""
+    import peft
+    import torch
+
+    with torch.device("meta"):
+        adapter = peft.LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = peft.get_peft_model(built, adapter)
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            yield name.split(".lora_")[0].removesuffix(".base_layer").rpartition(".")[2], parameter.numel()
 
 
 def _first(config: Any, *names: str) -> Any:

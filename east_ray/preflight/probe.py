@@ -101,7 +101,11 @@ def probe_engines(config: Config, scratch: Path) -> Iterator[Finding]:
     first, second = (_child("engine", {**settings, "open": path}, scratch) for path in (base, other))
     for result in (first, second):
         if "error" in result:
-            yield fail("engine", f"does not run: {result['error']}", "see what vLLM says: the same with --verbose")
+            yield fail(
+                "engine",
+                f"does not run: {result['error']}",
+                "`east-ray sample` on a few questions shows all that vLLM says",
+            )
             return
     total = sum(map(len, first["together"]))
     same = _equal(first["together"], first["alone"])

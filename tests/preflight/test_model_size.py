@@ -70,6 +70,20 @@ def test_a_full_batch_reads_all_experts_and_one_token_only_its_own() -> None:
     assert size.active < size.weights_read(2) < size.weights_read(4)
 
 
+@pytest.mark.parametrize("settings", [MIXTRAL_8X7B, QWEN3_30B_A3B])
+def test_an_adapter_of_a_mixture_has_pefts_parameter_count(settings: Any) -> None:
+    import peft
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {**settings, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 128}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**small))
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    trained = adapted.get_nb_trainable_parameters()[0]
+    assert from_hf_config(small, MODEL).lora_parameters(LoraConfig(rank=16)) == trained
+
+
 def test_latent_attention_caches_one_vector_per_layer() -> None:
     assert from_hf_config({"model_type": "deepseek_v3"}, MODEL).cached_values == 61 * (512 + 64)
 
