@@ -15,22 +15,36 @@ from dataclasses import replace
 from fractions import Fraction
 
 from east_ray.answers.latex import MAX_CHARS, evaluate
-from east_ray.answers.literals import EMPTY, clock, comma, numeral, remainder, with_unit, words
+from east_ray.answers.literals import EMPTY, after, clock, comma, numeral, remainder, with_unit, words
 from east_ray.answers.meaning import CanonicalAnswer, agree, compound, leaf, set_of
 from east_ray.answers.normalization import normalise, without_unit, words_in
-from east_ray.answers.structure import RELATION, bounds, is_below, is_broken, is_name, split, with_generic_names
+from east_ray.answers.structure import (
+    MAX_PARTS,
+    RELATION,
+    bounds,
+    is_below,
+    is_broken,
+    is_name,
+    split,
+    with_generic_names,
+)
 from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, simplify, subtract
+
+MAX_BARE_CHARS = 12  # of what math-verify may read though no command is in it: 2x2, x!!
 
 
 def parse(normal: str) -> CanonicalAnswer | None:
     """The canonical form of a normalised answer; None when any part of it is not understood.
 
-    What is not understood and contains words, is longer than formulas are, or breaks off, stands for itself.
+    What is not understood stands for itself where math-verify could not help: prose, pieces of formulas, no command in it.
     """
+    if len(normal) > MAX_CHARS:
+        return CanonicalAnswer(f"text {normal.casefold()}")
     try:
         return _parse(with_generic_names(normal))
     except ParseError:
-        is_text = len(normal) > MAX_CHARS or words_in(normal) or is_broken(normal)
+        is_formula = "\\" in normal or "^" in normal or len(normal) <= MAX_BARE_CHARS
+        is_text = words_in(normal) or is_broken(normal) or not is_formula
         return CanonicalAnswer(f"text {normal.casefold()}") if is_text else None
 
 
@@ -76,7 +90,7 @@ def _choice(text: str) -> CanonicalAnswer | None:
     if match is None:
         return None
     name, rest = (group for group in match.groups() if group is not None)
-    content = parse(normalise(rest))
+    content = None if _CHOICE.fullmatch(rest) else parse(normalise(rest))
     alternatives = frozenset({content.key} if content else set[str]())
     return replace(leaf(evaluate(name), name), alternatives=alternatives)
 
@@ -264,6 +278,8 @@ def _matrix(text: str) -> CanonicalAnswer | None:
         return None
     factor = match[1].strip(" *").removesuffix("\\cdot")
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[3]) if row.strip()]
+    if sum(map(len, rows)) > MAX_PARTS:
+        raise ParseError("too many cells")
     cells = [_parse(f"({factor})({cell})" if factor else cell) for row in rows for cell in row]
     widths = "-".join(str(len(row)) for row in rows)
     is_column = set(map(len, rows)) == {1}
@@ -289,6 +305,6 @@ def _percentage(text: str) -> CanonicalAnswer | None:
 
 # Tried in this order, before arithmetic: each takes a normalised text and returns None where it is not its kind.
 PARSERS: list[Callable[[str], CanonicalAnswer | None]] = [
-    numeral, remainder, clock, words, comma, with_unit, _choice, _set_builder,
+    numeral, remainder, clock, words, comma, after, with_unit, _choice, _set_builder,
     _list, _relation, _ratio, _union, _bracketed, _matrix, _plus_minus, _percentage,
 ]  # fmt: skip

@@ -89,6 +89,18 @@ def with_unit(text: str) -> CanonicalAnswer | None:
     return replace(leaf(evaluate(text), text), alternatives=frozenset({fingerprint(evaluate(match[1]))}))
 
 
+_AFTER = re.compile(r"(-?[0-9.]{1,50}) after (-?[0-9.]{1,50})")
+
+
+def after(text: str) -> CanonicalAnswer | None:
+    """60 (miles apart) after 6 (hours) may answer how far, or when; it is no answer like another."""
+    match = _AFTER.fullmatch(text)
+    if match is None:
+        return None
+    both = frozenset(fingerprint(evaluate(number)) for number in match.groups())
+    return CanonicalAnswer(f"text {text}", conclusions=both)
+
+
 _COMMA = re.compile(r"(-?[0-9]{1,50}),([0-9]{1,50})")
 
 

@@ -12,7 +12,7 @@ from east_ray.answers.sentences import LETTER, NUMERALS, claim, unqualified
 from east_ray.answers.spellings import CHARACTERS, POWER, RULES, SCRIPTS
 
 MAX_CHARS = 500  # MATH's longest reference has 159; longer answers stay as they are
-MAX_PASSES = 6  # real answers take two or three
+MAX_PASSES = 4  # real answers take two or three
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _NUMBERS_ON_LINES = re.compile(r"(?<=[0-9]) *\n+ *(?=[0-9])")

@@ -38,8 +38,11 @@ _LEADING = frozenset(  # they begin an adverbial clause, whose number is a circu
     before until while once as between among using""".split()
 )
 _THEREFORE = re.compile(
-    r"(?:so|therefore|thus|hence|then|finally|consequently|accordingly|as a result|that|in (?:total|conclusion|all)|overall)(?:,| that)? +",
+    r"(?:so|therefore|thus|hence|then|finally|consequently|accordingly|as a result|that|in (?:total|conclusion|all)|overall)(?![a-z])(?:,| that)? *",
     re.IGNORECASE,
+)
+_WORKING = frozenset(
+    "Let Let's Notice Note To Using First Okay Consider Suppose Assume Find Solving Dividing Given".split()
 )
 _CLAUSE = frozenset("which that where because since so when while who whose but if".split())
 _JOINING = frozenset("and or plus minus times over remainder und et".split())
@@ -87,7 +90,8 @@ def claim(text: str) -> str:
     if not words or "\\begin" in text or (len(words) == 1 and words[0].start() > 0 and words[0][0] not in _STATING):
         return text
     if (match := _COMMENT.fullmatch(text)) and not any(word.end() <= match.end(1) for word in words):
-        return match[1]
+        chain = match[1].count("=") > 1 or match[1].count(",") > 3 or match[1] == "1"
+        return text if chain else match[1]
     if _SENTENCES.search(text):
         last = _LAST_SENTENCE.fullmatch(text)
         return claim(last[1]) if last else text
@@ -124,7 +128,7 @@ def _between(gap: str) -> list[Token]:
     core = gap[lead.end() :].rstrip(" ,.;:(*-")
     trail = gap[lead.end() + len(core) :]
     if core.count(")") > core.count("("):
-        core = core.removesuffix(")")
+        core = core.removesuffix(")") if core.endswith(")") else f"({core}" if lead[0].endswith("(") else core
     middle = [Token("number" if _QUANTITY.search(core) else "symbol", core)] if core else []
     marks = [[Token("mark", mark) for mark in side if not mark.isspace()] for side in (lead[0], trail)]
     return [*marks[0], *middle, *marks[1]]
@@ -136,6 +140,10 @@ def _stated(text: str, tokens: Sequence[Token]) -> str | None:
         named = _NAMED.fullmatch(text.strip(" ."))
         return named[1] if named and named[1].lower() not in _VERBS else None
     first = numbers[0]
+    if (tokens[0].text in _WORKING and "=" not in tokens[numbers[-1]].text) or (
+        first == 0 and tokens[1:] and tokens[1].text == ":"
+    ):
+        return None
     if _EXISTS.match(text):
         between = [token for token in tokens[2:first] if token.text not in _HEDGING]
         return tokens[first].text if not between and not _joined(tokens, first) else None
@@ -148,14 +156,22 @@ def _stated(text: str, tokens: Sequence[Token]) -> str | None:
         texts = [token.text for token in tokens[last : last + 4]]
         if len(texts) == 3 and texts[1] == "or" and tokens[last + 2].kind == "number":
             return " or ".join(texts[::2])  # 0.35 or 35%
-        return None if several or _joined(tokens, last) else texts[0]
+        return None if several or _joined(tokens, last) else _with_time(tokens, last)
     head = [token.text.lower() for token in tokens[:first] if token.kind == "word"]
     plain = (
         set(head) <= _HEDGING
         or bool(_VERBS.intersection(head))
         or any(re.fullmatch("[a-z]{2,}ed", word) for word in head)
     )
-    return tokens[first].text if plain and not _joined(tokens, first) else None
+    return _with_time(tokens, first) if plain and not _joined(tokens, first) else None
+
+
+def _with_time(tokens: Sequence[Token], place: int) -> str:
+    """The number; with the other one where it may be either: 60 miles apart after 6 hours."""
+    for position in range(place + 1, len(tokens) - 1):
+        if tokens[position].text == "after" and tokens[position + 1].kind == "number":
+            return f"{tokens[place].text} after {tokens[position + 1].text}"
+    return tokens[place].text
 
 
 def _is_circumstance(head: Sequence[Token]) -> bool:
@@ -165,6 +181,8 @@ def _is_circumstance(head: Sequence[Token]) -> bool:
 
 def _is_stated(tokens: Sequence[Token], place: int) -> bool:
     """Is it what stands behind "is" or "=", hedges aside?"""
+    if "=" in tokens[place].text:
+        return True
     for before, token in reversed(list(enumerate(tokens[:place]))):
         if token.text == "be" and before and tokens[before - 1].text == "to":
             return False

@@ -9,6 +9,8 @@ from east_ray.answers.latex import evaluate
 from east_ray.answers.literals import FUNCTION_NAME
 from east_ray.answers.values import ParseError, is_real, subtract
 
+MAX_PARTS = 50  # of a list, a chain or a matrix
+
 
 def split(text: str, pattern: str) -> tuple[list[str], list[str]]:
     """The parts between matches of `pattern` outside all brackets, and the matches."""
@@ -27,6 +29,8 @@ def split(text: str, pattern: str) -> tuple[list[str], list[str]]:
             parts.append(text[start : match.start()])
             signs.append(token)
             start = match.end()
+    if len(parts) >= MAX_PARTS:
+        raise ParseError("too many parts")
     return [*parts, text[start:]], signs
 
 
