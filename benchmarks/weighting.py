@@ -1,4 +1,4 @@
-"""How long the global reduction takes: 10 million questions, all 16 exponents, one streaming pass; beside pyarrow's reading.
+"""Time of the global reduction, all 16 exponents in one pass over 1 and 10 million questions, against pyarrow's reading alone.
 
     python benchmarks/weighting.py [QUESTIONS ...]        default 1,000,000 and 10,000,000
 

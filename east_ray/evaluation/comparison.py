@@ -178,7 +178,7 @@ def compare(run: RunDirectory, config: Config, measured: Mapping[str, Measured])
 def difference_of(
     arm_S_Q: np.ndarray, baseline_S_Q: np.ndarray, baseline: str, confidence: float, comparisons: int = 1
 ) -> Difference:
-    """An arm less its baseline; (seeds, questions) of booleans, seed s of the one beside seed s of the other.
+    """An arm less its baseline; (seeds, questions) of booleans, seed s against seed s.
 
     The interval is Bonett and Price's over questions and seeds; the p-value the larger of the exact test's (McNemar's
     for one seed) and of the interval's. Where p is not below 1 - confidence, the interval includes 0.

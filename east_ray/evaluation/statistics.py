@@ -26,7 +26,7 @@ class SeedMean:
         return float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.standard_error
 
     def detectable(self, confidence: float, power: float) -> float:
-        """The mean that would be told from 0 at this confidence with probability `power`."""
+        """The smallest mean found to differ from 0, at this confidence, with probability `power`."""
         return self.half_width(confidence) + float(stats.t.ppf(power, self.freedom)) * self.standard_error
 
     def p_value(self) -> float:
@@ -167,7 +167,7 @@ def maj_at_k(cluster_sizes: Sequence[int], cluster_correct: Sequence[bool], k: i
 def _others_fit(sizes: np.ndarray, winner: int, votes: int, rest: int, chance: float, abstentions: int) -> float:
     """Chance that all other clusters together get `rest` votes, none over `votes`; t of them level count 1/(t + 1)."""
     others = np.delete(sizes, winner)
-    small = int(others[others < votes].sum()) + abstentions  # cannot reach `votes`, so they need not be told apart
+    small = int(others[others < votes].sum()) + abstentions  # cannot reach `votes`, so they need not be kept apart
     rivals = others[others >= votes]
     # 1/(t + 1) is the integral of y^t over [0, 1], and Gauss-Legendre is exact for the degree t can reach.
     nodes, node_weights = np.polynomial.legendre.leggauss(rest // votes // 2 + 1)
