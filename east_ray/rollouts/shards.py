@@ -78,23 +78,34 @@ def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
 
 def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
     """What `write_samples` or `write_grades` returned for this shard; None when it does not exist."""
-    if not run.exists(directory, shard_name(index)):
-        return None
     try:
         metadata = pq.read_metadata(run.path(directory, shard_name(index)), filesystem=run.filesystem).metadata
         return json.loads(metadata[FOOTER])
+    except FileNotFoundError:
+        return None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise run.damaged(error, directory, shard_name(index)) from None
 
 
 def read_footers(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any] | None]:
-    """The footers of shards 0..count-1; many at a time, because on an object store each costs a round trip."""
-    present = set(run.list(directory, suffix=".parquet"))
+    """The footers of shards 0..count-1; many at a time, because on an object store each costs round trips.
+
+    A file that this process has read before, and whose size and time are the same, is not read again.
+    """
+    versions = {info.base_name: (info.path, info.size, info.mtime_ns) for info in run.files(directory)}
+
+    def footer(index: int) -> dict[str, Any] | None:
+        if (version := versions.get(shard_name(index))) is None:
+            return None
+        if version not in _footers:
+            _footers[version] = read_footer(run, directory, index)
+        return _footers[version]
+
     with ThreadPoolExecutor(max_workers=16) as pool:
-        read = pool.map(
-            lambda index: read_footer(run, directory, index) if shard_name(index) in present else None, range(count)
-        )
-        return list(read)
+        return list(pool.map(footer, range(count)))
+
+
+_footers: dict[tuple[str, int, int], dict[str, Any] | None] = {}
 
 
 def unfinished(
