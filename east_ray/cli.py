@@ -1,4 +1,4 @@
-"""The `east-ray` command: parse, set up logging, call. Heavy libraries are imported by the stages, so `--help` is instant."""
+"""The `east-ray` command: parse, set up logging, call. Heavy libraries are imported by the steps, so `--help` is instant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 STEP_COMMANDS = {
     "questions": "read the questions and render their prompts",
-    "sample": "draw n completions per question with vLLM",
+    "sample": "sample n completions per question with vLLM",
     "verify": "extract, judge and cluster the answers",
     "weigh": "turn the clusters' entropy into weights with one global normaliser",
     "select": "choose the completions to train on",
@@ -29,7 +29,7 @@ STEP_COMMANDS = {
     "evaluate": "measure every arm on the test questions",
 }
 
-# What a disk may answer to any of the libraries, and what to do about it.
+# Errors of a disk, whichever library met them, and their remedies.
 DISK = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, or raise the limit"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable, or choose another run.dir"),
@@ -38,7 +38,7 @@ DISK = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can mend it, 130 or 143 stopped."""
+    """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can fix it, 130 or 143 stopped."""
     arguments = _parser().parse_args(argv)
     set_up_logging(arguments.verbose)
     try:
@@ -47,15 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.warning("Stopped. What is finished is kept: the same command continues from there.")
         return _end(130 if isinstance(stopped, KeyboardInterrupt) else 143)
     except Exception as error:
-        mendable = _user_error(error)
-        if mendable is None or arguments.verbose:
+        fixable = _user_error(error)
+        if fixable is None or arguments.verbose:
             raise
-        print(f"east-ray: {mendable}", file=sys.stderr)  # noqa: T201
+        print(f"east-ray: {fixable}", file=sys.stderr)  # noqa: T201
         return _end(2)
 
 
 def _end(code: int) -> int:
-    """The exit code; while trainings go on, the end of Ray and of this process: under their threads Python would crash."""
+    """Return the exit code; while trainings run, end Ray and this process at once: Python would crash under their threads."""
     if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
         import ray
 
@@ -66,7 +66,7 @@ def _end(code: int) -> int:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """What the user can mend behind an exception: Ray wraps what its workers raise."""
+    """What the user can fix behind an exception: Ray wraps what its workers raise."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text, call in (
         ("report", "write the HTML report of a run directory", _report),
         ("audit", "is what was trained what was sampled; how much the weights depend on clustering", _audit),
-        ("uncertainty", "were there enough samples per question?", _uncertainty),
+        ("sufficiency", "were there enough samples per question?", _sufficiency),
     ):
         command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
     compared = command("compare", "two evaluated models or runs, question by question", _compare)
@@ -227,7 +227,7 @@ def _audit(arguments: argparse.Namespace) -> None:
     found.check()
 
 
-def _uncertainty(arguments: argparse.Namespace) -> None:
+def _sufficiency(arguments: argparse.Namespace) -> None:
     from east_ray.analysis.sufficiency import sufficiency
 
     print(sufficiency(_existing_run(arguments.run)).render())  # noqa: T201
@@ -244,6 +244,6 @@ def _existing_run(uri: str) -> RunDirectory:
     run.check_reachable()
     if not run.exists("config.json"):
         raise UserError(
-            f"{uri} is no run directory (it has no config.json); `east-ray run CONFIG` makes one at its run.dir"
+            f"{uri} is not a run directory (it has no config.json); `east-ray run CONFIG` makes one at its run.dir"
         )
     return run

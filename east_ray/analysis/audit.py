@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from east_ray.analysis.subsamples import rank_correlation, top_overlap
 from east_ray.answers.grading import Grader, Judgement, group
-from east_ray.config.load import Config, from_dict
+from east_ray.config.load import Config
 from east_ray.questions.questions import in_test_set
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
@@ -86,7 +86,7 @@ def audit(
     shards = run.list(grades, suffix=".parquet")
     if not shards:
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify CONFIG` first")
-    config: Config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
+    config: Config = run.config()
     own = (config.grading.cluster, config.grading.unanswered)
     excluded = in_test_set(run, "questions") if config.selection.exclude_test_questions else frozenset()
     verdicts: Counter[str] = Counter()

@@ -13,7 +13,6 @@ from dataclasses import asdict, astuple, dataclass, replace
 import numpy as np
 
 from east_ray.analysis.subsamples import GradedArrays, gather, rank_correlation, top_overlap
-from east_ray.config.load import from_dict
 from east_ray.figures.drawing import EAST, NEUTRAL, VANILLA, Figure, line_chart, png, to_csv
 from east_ray.questions.questions import in_test_set
 from east_ray.records import UserError
@@ -71,7 +70,7 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
 
     UserError when there are no grades, or too few completions per question to divide.
     """
-    config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
+    config = run.config()
     shards = run.list(grades, suffix=".parquet")
     if not shards:
         raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")

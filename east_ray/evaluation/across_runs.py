@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from east_ray.config.load import Config, from_dict
+from east_ray.config.load import Config
 from east_ray.evaluation.comparison import (
     DEFAULT,
     Difference,
@@ -108,7 +108,7 @@ def open_evaluated(uri: str) -> Evaluated:
             raise UserError(f"{uri} is neither a run directory nor inside one: no config.json there or above it")
         root, inside = parent, f"{name}/{inside}".rstrip("/")
     run = RunDirectory(root)
-    config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
+    config = run.config()
     if inside:
         directory = inside.removesuffix("/model").removesuffix("/evaluation")
         if not run.exists(directory, "evaluation", "metrics.json"):

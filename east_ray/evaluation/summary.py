@@ -14,7 +14,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from east_ray.config.load import from_dict
 from east_ray.evaluation.comparison import DEFAULT, Comparison, Difference, at_round, compare, read_measured
 from east_ray.evaluation.statistics import minimum_detectable_effect
 from east_ray.formatting import points, probability
@@ -34,7 +33,7 @@ class Summary:
 
 def render_table(run: RunDirectory) -> Group | None:
     """The terminal's table with its summary below; None while nothing is evaluated."""
-    config = from_dict(run.read_json("config.json"), run.uri_of("config.json"))
+    config = run.config()
     rows = compare(run, config, at_round(config, read_measured(run, config, "evaluation")))
     if not rows:
         return None

@@ -18,7 +18,6 @@ import jinja2
 from markupsafe import Markup
 
 from east_ray import formatting
-from east_ray.config.load import from_dict
 from east_ray.evaluation.comparison import DEFAULT, Comparison
 from east_ray.evaluation.summary import describe, seeds
 from east_ray.figures.drawing import EAST, FULL, HALF, NARROW, NEUTRAL, VANILLA, Figure, png, svg, to_csv
@@ -39,7 +38,7 @@ def write_report(run: RunDirectory) -> str:
         raise UserError(
             f"{run.uri} holds no config.json, so it is not a run directory; give the run.dir of an `east-ray run`"
         )
-    data = gather_report_data(run, from_dict(run.read_json("config.json"), run.uri_of("config.json")))
+    data = gather_report_data(run, run.config())
     made = [make(data) for make in (
         results.result, results.table_1, results.exponents, results.rounds, results.uncertainty, process.weights,
         process.training, process.details, _questions, process.cost, _provenance,

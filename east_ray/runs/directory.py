@@ -1,7 +1,7 @@
 """A run directory on any filesystem: atomic files, manifests written last, fingerprints that decide skip or refuse.
 
-A stage directory is complete exactly when its `manifest.json` exists. Nothing relies on rename: object stores make a
-file visible when it is closed; on a local disk, where they do not, the file is written beside its place and moved in.
+An artifact is complete exactly when its `manifest.json` exists. Nothing relies on rename: object stores make a file
+visible when it is closed; on a local disk, which does not, the file is written under another name and moved.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from east_ray.config.load import Config, from_dict
 from east_ray.records import UserError
 from east_ray.runs.storage import Directory, absolute
 
@@ -42,7 +43,7 @@ class RunDirectory(Directory):
         object.__setattr__(self, "uri", absolute(self.uri))
 
     def read_json(self, *parts: str) -> Any:
-        """What a JSON file holds. FileNotFoundError when there is none, UserError when it is damaged."""
+        """The value in a JSON file. FileNotFoundError when there is none, UserError when it is damaged."""
         try:
             return json.loads(self.read_bytes(*parts))
         except FileNotFoundError:
@@ -50,8 +51,12 @@ class RunDirectory(Directory):
         except (ValueError, OSError, RecursionError) as error:
             raise self.damaged(error, *parts) from None
 
+    def config(self) -> Config:
+        """The settings of the run's last command."""
+        return from_dict(self.read_json("config.json"), self.uri_of("config.json"))
+
     def damaged(self, reason: object, *parts: str) -> UserError:
-        """What to say of a file of the run that cannot be used."""
+        """The error for a file of the run that cannot be used."""
         return UserError(f"{self.uri_of(*parts)} is damaged ({reason}); delete it and run the same command again")
 
     def write_json(self, value: Any, *parts: str) -> None:
