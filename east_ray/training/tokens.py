@@ -73,7 +73,7 @@ def prepare_examples(
     tokens = f"{place}/tokens/{training.loss}-{fingerprint([base, _content(rows)])}.parquet"
     if not run.exists(tokens):
         tokenizer = load_tokenizer(model.model_copy(update={"path": base_model}))
-        generation = Path(local_model(base_model, model.revision), "generation_config.json")
+        generation = Path(local_model(base_model, model.revision, weights=False), "generation_config.json")
         end = end_token(tokenizer, json.loads(generation.read_bytes()) if generation.is_file() else {})
         made = tokenise_examples(rows, tokenizer, training.loss, _sampled_prompts(run, questions), end)
         run.write_table(made, tokens)
