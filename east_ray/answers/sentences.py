@@ -55,7 +55,6 @@ _REASON = re.compile(
     re.DOTALL,
 )
 _COMMENT = re.compile(r"(.*?[0-9)}%]) ?[.;] [A-Z][a-z]+ .*", re.DOTALL)
-_LAST_SENTENCE = re.compile(r".*[.!?] ((?:So|Therefore|Thus|Hence|Consequently|In total)(?:,| ).*)", re.DOTALL)
 _SENTENCES = re.compile(r"(?<!Mr)(?<!Mrs)(?<!Ms)(?<!Dr)(?<!St)[.!?] (?=[A-Z])")
 _NAMED = re.compile(r"(?:It|This|That|Today|[Tt]he [a-z ]{1,40})(?:'s| is| was| will be) (?:an? |the |on )?([A-Za-z]+)")
 _EXISTS = re.compile(
@@ -93,8 +92,9 @@ def claim(text: str) -> str:
         chain = match[1].count("=") > 1 or match[1].count(",") > 3 or match[1] == "1"
         return text if chain else match[1]
     if _SENTENCES.search(text):
-        last = _LAST_SENTENCE.fullmatch(text)
-        return claim(last[1]) if last else text
+        last = _SENTENCES.split(text)[-1]
+        stated = claim(last)
+        return stated if stated != last else text
     if len(words) > MAX_WORDS:
         return text
     opening = _THEREFORE.match(text)
@@ -184,7 +184,7 @@ def _is_stated(tokens: Sequence[Token], place: int) -> bool:
     if "=" in tokens[place].text:
         return True
     for before, token in reversed(list(enumerate(tokens[:place]))):
-        if token.text == "be" and before and tokens[before - 1].text == "to":
+        if (tokens[before - 1].text if before else "", token.text) in (("to", "be"), ("or", "equal")):
             return False
         if (
             token.text in _STATING
