@@ -21,12 +21,12 @@ from east_ray.rollouts.engine import (
     Engine,
     EngineDied,
     EngineSettings,
+    ExchangeRefused,
     OpenEngine,
     Refusal,
     Request,
     Result,
     explain_failure,
-    one_line,
     question_seed,
 )
 from east_ray.rollouts.sample_shard import sample_shard
@@ -63,20 +63,19 @@ class RolloutSpec:
 class Sampler:
     """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
 
-    def __init__(self, spec: RolloutSpec) -> None:
+    def __init__(self, spec: RolloutSpec, model: str) -> None:
         from ray.util.metrics import Counter
 
         exit_without_cpp_handlers()
         self._spec = spec
-        self._lock = ModelLock()
+        self._lock, self._loading = ModelLock(), threading.Lock()
         self._failure = ""
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
-        self._loaded = spec.jobs[0].model
+        self._loaded, self._refused = model, ""
         try:
             longest = max(shards.longest_prompt(spec.run, questions) for questions in {j.questions for j in spec.jobs})
-            model = local_model(self._loaded, spec.model.revision)
-            settings = EngineSettings(model, spec.model, spec.sampling, longest)
+            settings = EngineSettings(local_model(model, spec.model.revision), spec.model, spec.sampling, longest)
             self._engine: Engine = spec.open_engine(settings)
         except Exception as error:
             self._failure = explain_failure(error, self._loaded, spec.sampling)
@@ -91,6 +90,8 @@ class Sampler:
             return {**row, **self._sample(int(row["job"]), int(row["shard"]))}
         except EngineDied:
             os._exit(1)  # Ray restarts the actor, which opens a new engine, and sends the shard again
+        except ExchangeRefused as error:
+            return {**row, "refused": str(error)}
         except UserError as error:
             return {**row, "fatal": str(error)}
 
@@ -131,18 +132,17 @@ class Sampler:
         return {"failed": footer["failed"], **drawn, "began": began, "ended": time.time()}
 
     def _load(self, model: str) -> None:
-        if model == self._loaded:
-            return
-        try:
-            self._engine.load(local_model(model, self._spec.model.revision))
-        except EngineDied:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"the weights of {model} do not fit where those of {self._loaded} were ({one_line(error)}): models that share a "
-                f"pool of engines need the same config.json; sample from them in separate commands"
-            ) from None
-        self._loaded = model
+        with self._loading:  # by the first of the calls that want this model; the others wait here
+            if self._refused:  # the engine's weights are a mixture now
+                raise ExchangeRefused(self._refused)
+            if model == self._loaded:
+                return
+            try:
+                self._engine.load(local_model(model, self._spec.model.revision))
+            except ExchangeRefused as error:
+                self._refused = str(error)
+                raise
+            self._loaded = model
 
 
 class GradingWorker:
@@ -161,7 +161,7 @@ class GradingWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from east_ray.answers.grading import grade_table
 
-        if row["fatal"]:
+        if row["fatal"] or row["refused"]:
             return {**row, "questions": 0, "graded": 0, "correct": 0}
         job, index = self._jobs[row["job"]], int(row["shard"])
         try:

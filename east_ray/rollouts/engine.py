@@ -41,6 +41,10 @@ class Refusal:
 Result = list[Completion] | Refusal
 
 
+class ExchangeRefused(RuntimeError):
+    """The engine cannot be shown to have become the new model; only a fresh engine can sample from it."""
+
+
 class EngineDied(RuntimeError):
     """The engine no longer works; only a new one can continue."""
 
@@ -63,7 +67,10 @@ class Engine(Protocol):
         ...
 
     def load(self, path: str) -> None:
-        """Sample from another model of the same shape from now on. No other call may be in progress."""
+        """Sample from another model from now on; no other call may be in progress.
+
+        ExchangeRefused when the engine cannot be shown to give what a fresh engine on that model would.
+        """
         ...
 
     def close(self) -> None: ...

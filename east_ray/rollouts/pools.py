@@ -15,6 +15,7 @@ from east_ray.config.sections import GradingConfig, SamplingConfig
 from east_ray.console import quiet_ray_data
 from east_ray.records import UserError
 from east_ray.rollouts.actors import GradingWorker, RolloutJob, RolloutSpec, Sampler
+from east_ray.rollouts.engine import ExchangeRefused
 from east_ray.rollouts.progress import live_line
 from east_ray.rollouts.shards import Shard
 from east_ray.runs.directory import RunDirectory
@@ -29,7 +30,15 @@ RELEASE_SECONDS = 10.0
 def shard_row(job: int, shard: Shard) -> dict[str, Any]:
     """The row that travels through the pools for one shard; the actors fill in the rest."""
     drawn = {"sampled": 0, "tokens": 0, "truncated": 0, "began": 0.0, "ended": 0.0}
-    return {"job": job, "shard": shard.index, "samples": shard.samples, "failed": 0, "fatal": "", **drawn}
+    return {
+        "job": job,
+        "shard": shard.index,
+        "samples": shard.samples,
+        "failed": 0,
+        "fatal": "",
+        "refused": "",
+        **drawn,
+    }
 
 
 def process_shards(
@@ -45,7 +54,8 @@ def process_shards(
 ) -> None:
     """Send shards through the pools and check the counts that come back. Everything started here is stopped afterwards.
 
-    `spec` None: no shard needs an engine. UserError when more than `allowed_failures` questions could not be sampled.
+    `spec` None: no shard needs an engine. UserError when more than `allowed_failures` questions could not be sampled;
+    ExchangeRefused when an engine could not go from one job's model to another's.
     """
     import ray
 
@@ -61,7 +71,7 @@ def process_shards(
         if spec and (count := sum(row["samples"] for row in rows)):
             _check_room(spec.sampling)
             engine_cpus = min(spec.sampling.min_engines, count) * spec.sampling.cpus_per_engine
-            dataset = engine_pool(dataset, count, spec)
+            dataset = engine_pool(dataset, count, spec, jobs[rows[0]["job"]].model)
         dataset = grader_pool(dataset, len(rows), run, jobs, grading, engine_cpus)
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         # Closed explicitly: on an error or Ctrl-C the traceback would keep the iterator, and so the pools, alive.
@@ -69,6 +79,8 @@ def process_shards(
             for row in (row for batch in batches for row in batch.to_pylist()):
                 if row["fatal"]:
                     raise UserError(row["fatal"])
+                if row["refused"]:
+                    raise ExchangeRefused(row["refused"])
                 line.add(row)
                 failed += row["failed"]
                 if spec and failed > allowed_failures:
@@ -77,8 +89,8 @@ def process_shards(
     _wait_for_release(before)
 
 
-def engine_pool(dataset: ray.data.Dataset, num_shards: int, spec: RolloutSpec) -> ray.data.Dataset:
-    """The pool of engines. Ray Data adds engines, up to max_engines, while more shards wait than the pool works on."""
+def engine_pool(dataset: ray.data.Dataset, num_shards: int, spec: RolloutSpec, model: str) -> ray.data.Dataset:
+    """The pool of engines, opened on `model`. Ray Data adds engines, up to max_engines, while more shards wait than the pool works on."""
     from ray.data import ActorPoolStrategy
 
     sampling = spec.sampling
@@ -87,7 +99,7 @@ def engine_pool(dataset: ray.data.Dataset, num_shards: int, spec: RolloutSpec) -
     concurrency = _shards_in_flight(sampling, num_shards, most)
     return dataset.map(
         Sampler,  # type: ignore[arg-type]
-        fn_constructor_args=(spec,),
+        fn_constructor_args=(spec, model),
         compute=ActorPoolStrategy(
             min_size=fewest,
             max_size=most,

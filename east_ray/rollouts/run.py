@@ -18,7 +18,7 @@ from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.records import UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.actors import RolloutJob, RolloutSpec
-from east_ray.rollouts.engine import OpenEngine
+from east_ray.rollouts.engine import ExchangeRefused, OpenEngine
 from east_ray.rollouts.pools import process_shards, shard_row
 from east_ray.rollouts.vllm_engine import VllmEngine
 from east_ray.runs.directory import RunDirectory, fingerprint
@@ -58,8 +58,8 @@ def run_rollouts(
 ) -> list[RolloutSummary]:
     """Sample and grade every job's questions; one summary per job, in order. Finished shards are kept.
 
-    Jobs share one pool of engines: the weights are exchanged in place, so their models must have one shape. UserError
-    when more than sampling.max_failed_share of the questions failed; a later call continues from the finished shards.
+    Jobs share one pool of engines, which exchange their weights where they can show that nothing of the old model is left;
+    otherwise the jobs of each model get a pool of their own, one after the other. UserError when more than sampling.max_failed_share of the questions failed; a later call continues from the finished shards.
     """
     if sampling.temperature == 0 and sampling.num_samples > 1:
         raise UserError(
@@ -78,17 +78,23 @@ def run_rollouts(
             )
         ]
 
+    def count_failed() -> int:
+        return sum(
+            footer["failed"]
+            for job, count in zip(jobs, counts, strict=True)
+            for footer in _present(run, job.samples, count)
+        )
+
     allowed = sampling.max_failed_share * sum(sizes)
-    failed = sum(
-        footer["failed"]
-        for job, count in zip(jobs, counts, strict=True)
-        for footer in _present(run, job.samples, count)
-    )
+    failed = count_failed()
     rows = todo(retry_failed=failed > allowed)
     failed = 0 if failed > allowed else failed
     redone = Counter(row["job"] for row in rows)
     logger.info("%s: %d of %d shards reused", title, sum(counts) - len(rows), sum(counts))
+    exchange = True
     while rows:
+        if not exchange:
+            rows = [row for row in rows if jobs[row["job"]].model == jobs[rows[0]["job"]].model]
         questions = sum(
             min(sampling.questions_per_shard, sizes[r["job"]] - r["shard"] * sampling.questions_per_shard) for r in rows
         )
@@ -96,10 +102,13 @@ def run_rollouts(
             process_shards(
                 rows, run, jobs, grading, spec, title=title, questions=questions, allowed_failures=allowed - failed
             )
+        except ExchangeRefused as error:
+            exchange = False
+            logger.info("%s: %s; each model gets a fresh engine", title, error)
         finally:
             for job in jobs:
                 run.delete(job.samples, "attempts")
-        rows = todo(retry_failed=False)  # empty unless another command wrote to the same directories in the meantime
+        rows, failed = todo(retry_failed=False), count_failed()
     return [
         summarise(run, job.samples, job.grades, count, count - redone[number])
         for number, (job, count) in enumerate(zip(jobs, counts, strict=True))

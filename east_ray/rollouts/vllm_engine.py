@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from east_ray.config.sections import SamplingConfig
-from east_ray.rollouts.engine import Completion, EngineDied, EngineSettings, Refusal, Request, Result, one_line
+from east_ray.rollouts.engine import (
+    Completion,
+    EngineDied,
+    EngineSettings,
+    ExchangeRefused,
+    Refusal,
+    Request,
+    Result,
+    one_line,
+)
+from east_ray.rollouts.exchange import WeightExchange, check_exchange
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 Command = Callable[["LLMEngine", Future[Any]], None]
 
 WATCH_SECONDS = 0.5
+PROBE_TOKENS = 64  # whose log-probabilities show whether an exchange of weights worked
 
 
 class VllmEngine:
@@ -55,22 +67,42 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         futures = [self._ask(self._adding(request)) for request in requests]
-        return [future.result() for future in futures]
+        results = [future.result() for future in futures]
+        return [result if isinstance(result, Refusal) else _completions(result) for result in results]
 
     def load(self, path: str) -> None:
-        def reload(engine: LLMEngine, future: Future[Any]) -> None:
+        mirrored, stale = self._exchange(path, mirrored=True)
+        loaded, stale_too = self._exchange(path, mirrored=False)
+        check_exchange(mirrored, loaded, stale + stale_too)
+
+    def _exchange(self, path: str, mirrored: bool) -> tuple[list[float], list[str]]:
+        """Load a model or its mirror image; the log-probabilities it then gives to a fixed sequence, and what is stale."""
+
+        def exchange(engine: LLMEngine, future: Future[Any]) -> None:
             from vllm.v1.engine.exceptions import EngineDeadError
 
             try:
-                engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+                stale = engine.collective_rpc("exchange_weights", args=(path, mirrored))
                 engine.reset_prefix_cache()
-                future.set_result(None)
+                future.set_result([name for names in stale for name in names])
             except EngineDeadError:
                 raise
-            except Exception as error:
-                future.set_exception(error)
+            except Exception as error:  # whatever a model's weight loader raises
+                future.set_exception(ExchangeRefused(one_line(error)))
 
-        self._ask(reload).result()
+        def probe(engine: LLMEngine, future: Future[Any]) -> None:
+            config = engine.model_config
+            tokens = random.Random(0).choices(
+                range(config.get_vocab_size()), k=min(PROBE_TOKENS, config.max_model_len - 1)
+            )
+            request_id = str(next(self._ids))
+            engine.add_request(request_id, *_as_input(engine, tokens, max_tokens=1, temperature=0, prompt_logprobs=0))
+            self._sampled[request_id] = future
+
+        stale = self._ask(exchange).result()
+        output = self._ask(probe).result()
+        scored = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return [at[token].logprob for token, at in scored], stale
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -93,8 +125,9 @@ class VllmEngine:
 
             request_id = str(next(self._ids))
             try:
-                prompt, params = _as_input(engine, request, self._sampling)
-                engine.add_request(request_id, prompt, params)
+                engine.add_request(
+                    request_id, *_as_input(engine, request.prompt_token_ids, **_sampling_args(request, self._sampling))
+                )
                 self._sampled[request_id] = future
             except (VLLMValidationError, ValueError) as error:
                 future.set_result(Refusal(one_line(error)))
@@ -124,7 +157,7 @@ class VllmEngine:
             while self._serve_inbox(engine):
                 for output in engine.step():
                     if output.finished:
-                        self._sampled.pop(output.request_id).set_result(_completions(output))
+                        self._sampled.pop(output.request_id).set_result(output)
             reason = "it was closed"
         except BaseException as error:
             reason = one_line(error)
@@ -169,6 +202,7 @@ def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
         "pipeline_parallel_size": sampling.pipeline_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "worker_extension_cls": f"{WeightExchange.__module__}.{WeightExchange.__name__}",
     }
     if sampling.gpus_per_engine > 0:
         if sampling.tensor_parallel_size * sampling.pipeline_parallel_size > 1:
@@ -186,22 +220,24 @@ def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
     return args
 
 
-def _as_input(engine: Any, request: Request, sampling: SamplingConfig) -> tuple[Any, Any]:
-    """What vLLM's `generate` and `add_request` take: the prompt in rendered form, and the sampling parameters."""
+def _as_input(engine: LLMEngine, prompt_token_ids: Sequence[int], **params: Any) -> tuple[Any, Any]:
+    """What vLLM's `add_request` takes: the prompt in rendered form, and the sampling parameters."""
     from vllm.inputs import TokensPrompt
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids))
+    prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids))
     (rendered,) = engine.renderer.render_cmpl([prompt])
-    params = SamplingParams(
-        n=request.num_samples,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_new_tokens,
-        seed=request.seed if sampling.temperature > 0 else None,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-    return rendered, params
+    return rendered, SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def _sampling_args(request: Request, sampling: SamplingConfig) -> dict[str, Any]:
+    return {
+        "n": request.num_samples,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+        "seed": request.seed if sampling.temperature > 0 else None,
+    }
 
 
 def _completions(output: Any) -> list[Completion]:

@@ -154,6 +154,23 @@ def test_several_models_share_one_engine(tmp_path: Path) -> None:
     assert content(run, "a/samples") != content(run, "b/samples")
 
 
+def test_each_model_gets_a_fresh_engine_where_weights_cannot_be_exchanged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchanged, separate = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    jobs = [RolloutJob(f"model-{m}", JOB.questions, f"{m}/samples", f"{m}/grades") for m in "ab"]
+    directories = [f"{m}/{kind}" for m in "ab" for kind in ("samples", "grades")]
+    roll_out(exchanged, *jobs)
+
+    with caplog.at_level("INFO", logger="east_ray"):
+        summaries = roll_out(separate, *jobs, behaviour={"directory": str(tmp_path), "no_exchange": True})
+
+    assert caplog.text.count("the head keeps its old values; each model gets a fresh engine") == 1
+    assert engines_started(tmp_path) >= 2
+    assert content(separate, *directories) == content(exchanged, *directories)
+    assert [summary.samples for summary in summaries] == [40, 40]
+
+
 @pytest.mark.slow
 def test_refused_prompt_is_kept_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     run = make_run(tmp_path)

@@ -6,6 +6,7 @@ Its behaviour is set through sampling.engine_args:
   refuse         question ids it refuses, as vLLM refuses a prompt that is too long
   die_on         question ids at which it kills its own process, as running out of memory would
   stop_on        question ids at which the engine stops working while its process lives on
+  no_exchange    whether it cannot exchange its weights
   fail_start     message of the error with which it does not start
   largest_file_bytes   files beyond this size cannot be written by its process, as on a full disk
   shortest       whether completions are as short as can be
@@ -45,6 +46,9 @@ class FakeEngine:
         return results
 
     def load(self, path: str) -> None:
+        if self._behaviour.get("no_exchange"):
+            self._model = "half of each"
+            raise ExchangeRefused("the head keeps its old values")
         self._model = Path(path).name
 
     def close(self) -> None:
