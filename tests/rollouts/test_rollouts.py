@@ -53,6 +53,7 @@ def test_every_question_gets_exactly_its_samples_and_its_grades_and_the_pools_ar
         assert row["completions"] == [c.text for c in expected]
         assert row["finish_reasons"] == [c.finish_reason for c in expected]
         assert row["completion_tokens"] == [c.num_tokens for c in expected]
+        assert row["completion_ids"] == [list(c.token_ids or ()) for c in expected]
         assert row["shortfall"] is None
     grades = [row for index in range(5) for row in shards.read_shard(run, "grades", index).to_pylist()]
     by_hand = sum(

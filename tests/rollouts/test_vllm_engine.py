@@ -22,6 +22,7 @@ from east_ray.rollouts.engine import (
     Engine,
     EngineDied,
     EngineSettings,
+    ExchangeRefused,
     Refusal,
     Request,
     explain_failure,
@@ -131,7 +132,19 @@ def test_completions_stop_or_are_cut_at_the_limit(engine: Engine, prompts: list[
     completions = [c for r in sample(engine, *(Request("", ids, 32, 7) for ids in prompts)) for c in r]
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     assert all(c.num_tokens == MAX_NEW_TOKENS for c in completions if c.finish_reason == "length")
-    assert all(c.num_tokens <= MAX_NEW_TOKENS and c.num_tokens > 0 for c in completions)
+    assert all(0 < c.num_tokens <= MAX_NEW_TOKENS for c in completions)
+
+
+def test_token_ids_end_with_the_token_the_engine_stopped_on_and_decode_to_the_text(
+    engine: Engine, prompts: list[list[int]], tiny_model: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for one in (c for r in sample(engine, *(Request("", ids, 32, 7) for ids in prompts)) for c in r):
+        assert len(one.token_ids) == one.num_tokens
+        assert (one.token_ids[-1] == tokenizer.eos_token_id) == (one.finish_reason == "stop")
+        assert tokenizer.decode(one.token_ids, skip_special_tokens=True) == one.text
 
 
 @pytest.mark.parametrize(
@@ -346,7 +359,7 @@ def test_engine_in_its_own_process_gives_the_same_completions_and_its_death_is_n
     other.close()
 
 
-def test_weights_of_another_shape_are_an_error(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_refused(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
     """The last test of this engine: its weights are half replaced afterwards."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -354,7 +367,7 @@ def test_weights_of_another_shape_are_an_error(engine: Engine, tiny_model: Path,
     config.num_hidden_layers = 1
     config.hidden_size *= 2
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
-    with pytest.raises((AssertionError, ValueError, RuntimeError)):
+    with pytest.raises(ExchangeRefused):
         engine.load(str(tmp_path / "wide"))
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from east_ray.rollouts.engine import Completion, EngineDied, EngineSettings, Refusal, Request, Result
+from east_ray.rollouts.engine import Completion, EngineDied, EngineSettings, ExchangeRefused, Refusal, Request, Result
 
 
 class FakeEngine:
@@ -63,7 +63,10 @@ class FakeEngine:
             return Refusal("the prompt is too long")
         time.sleep(self._behaviour.get("delay_seconds", 0.0))
         if self._behaviour.get("shortest"):
-            return [Completion(rf"\boxed{{{(request.seed + i) % 4}}}", "stop", 4) for i in range(request.num_samples)]
+            return [
+                Completion(rf"\boxed{{{(request.seed + i) % 4}}}", "stop", 4, ids_of(4, request.seed + i))
+                for i in range(request.num_samples)
+            ]
         if self._behaviour.get("symbolic"):
             return [integral(request.seed + i) for i in range(request.num_samples)]
         return [completion(self._model, request.seed + i) for i in range(request.num_samples)]
@@ -79,11 +82,16 @@ def completion(model: str, seed: int) -> Completion:
     chance = random.Random(f"{Path(model).name}/{seed}")
     answer, length = chance.randrange(4), chance.randrange(5, 40)
     if chance.random() < 0.1:
-        return Completion("x" * length, "length", length)
-    return Completion("x" * length + rf" \boxed{{{answer}}}", "stop", length)
+        return Completion("x" * length, "length", length, ids_of(length, seed))
+    return Completion("x" * length + rf" \boxed{{{answer}}}", "stop", length, ids_of(length, seed))
 
 
 def integral(seed: int) -> Completion:
     """An answer worth 0 or 2 that is written differently for each seed and cannot be read without computing."""
     bound, shift = 2 * (seed % 2), seed % 100_003
-    return Completion(rf"\boxed{{{shift} - {shift} + \int_0^{{{bound}}} x\,dx}}", "stop", 30)
+    return Completion(rf"\boxed{{{shift} - {shift} + \int_0^{{{bound}}} x\,dx}}", "stop", 30, ids_of(30, seed))
+
+
+def ids_of(length: int, seed: int) -> tuple[int, ...]:
+    """Token ids of one completion; not what a tokenizer would make of its text."""
+    return (seed % 1009, *range(1, length))
