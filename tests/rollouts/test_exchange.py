@@ -1,0 +1,83 @@
+"""Exchanged weights: an engine gives what a fresh one on the same directory gives, or refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from east_ray.rollouts.engine import ExchangeRefused
+from east_ray.rollouts.exchange import check_exchange, mirror, read
+from tests.support.tiny_models import ARCHITECTURES, make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["Llama tied", "Llama untied", "Qwen2 tied", "Qwen3 untied", "Gemma 3", "Phi-3"]
+)
+def test_a_mirrored_model_computes_the_same_to_the_last_bit(architecture: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make_model(architecture, 0, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(3, 256, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(ids).logits
+        weights = dict(mirror(str(tmp_path)))
+        changed = sum(not tensor.equal(weights[name]) for name, tensor in read(str(tmp_path)))
+        model.load_state_dict(weights, strict=False)
+        model.tie_weights()
+        assert model(ids).logits.equal(logits)
+    assert changed == sum(tensor.ndim > 1 for tensor in weights.values())
+
+
+def test_a_head_that_was_left_behind_shows_at_once(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make_model("Llama untied", 0, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(3, 256, (1, 48), generator=torch.Generator().manual_seed(0))
+
+    def scores() -> list[float]:
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].log_softmax(-1)
+        return logps.gather(1, ids[0, 1:, None])[:, 0].tolist()
+
+    before = scores()
+    check_exchange(before, scores(), [])
+    model.load_state_dict({name: t for name, t in mirror(str(tmp_path)) if "lm_head" not in name}, strict=False)
+    with pytest.raises(ExchangeRefused, match="off by up to"):
+        check_exchange(scores(), before, [])
+
+
+@pytest.mark.parametrize("loaded", [[-5.0, -5.0], [float("nan"), -1.0]], ids=["all the same", "no number"])
+def test_log_probabilities_that_show_nothing_are_no_evidence(loaded: list[float]) -> None:
+    with pytest.raises(ExchangeRefused):
+        check_exchange(loaded, loaded, [])
+
+
+def test_a_vector_that_keeps_its_old_values_is_named() -> None:
+    with pytest.raises(ExchangeRefused, match=r"model\.norm\.weight keeps its old values"):
+        check_exchange([-1.0, -2.0], [-1.0, -2.0], ["model.norm.weight"])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name == "Llama tied" else pytest.param(name, marks=pytest.mark.slow, id=name) for name in ARCHITECTURES],
+)
+def test_exchanged_weights_give_a_fresh_engines_completions_or_are_refused(architecture: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "support" / "tiny_models.py"), architecture, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["differ"] > 0
+    assert found["equal"] == [6] * len(found["equal"])
+    assert ("refused" in found) == (len(found["equal"]) < 4)
+    if architecture == "Llama tied":
+        assert "refused" not in found
