@@ -145,6 +145,9 @@ def train(
     run.write_json(facts, output, FACTS)
     write_model_card(run, output)
     run.delete(job.state)
+    if status.left_out:
+        names = ", ".join(status.left_out[:4]) + (" ..." if len(status.left_out) > 4 else "")
+        logger.info("%s: left out %d of the base's tensors or files: %s", title, len(status.left_out), names)
     last = status.log[-1]
     summary = TrainingSummary(
         examples=len(prepared.weight_N),

@@ -17,7 +17,7 @@ import peft
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from east_ray.records import UserError
@@ -30,14 +30,15 @@ SHARD_SIZE = "5GB"
 def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], base: str, target: str, dtype: str) -> str:
     """Write `model` with the weights `state` as a directory like `base`, read it back, and return its weights' digest.
 
-    UserError when a weight is not finite; AssertionError when a tensor is not read back bit for bit, or when the files do
-    not hold the same names and shapes as `base`'s.
+    UserError when a weight is not finite; AssertionError when a tensor is not read back bit for bit, or has a name or shape
+    that `base` does not know. What `base` holds beyond the model's own tensors is left out (`left_out`).
     """
     tensors = _cast(state, getattr(torch, dtype))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} is not finite after training: lower the learning rate and train again")
     shutil.rmtree(target, ignore_errors=True)
+    model.generation_config = GenerationConfig()  # the base's own file is copied, and need not be one that may be saved
     model.save_pretrained(target, state_dict=tensors, max_shard_size=SHARD_SIZE)
     _take_over_files(base, target, dtype)
 
@@ -45,9 +46,20 @@ def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], base:
     for name, tensor in read_tensors(target):
         assert name not in tensors or torch.equal(tensor, tensors[name]), f"{name} was not written as trained"
         shapes[name] = tuple(tensor.shape)
-    expected = {name: tuple(tensor.shape) for name, tensor in read_tensors(base)} or shapes
-    assert shapes == expected, f"tensors differ from {base}: {sorted(shapes.items() ^ expected.items())[:4]}"
+    expected = tensor_shapes(base) or shapes
+    unknown = sorted(shapes.items() - expected.items())
+    assert not unknown, f"{base} has no tensors of these names and shapes: {unknown[:4]}"
     return weights_digest(target)
+
+
+def left_out(base: str, target: str) -> list[str]:
+    """Names of `base`'s tensors and weight files that `target`, its export, does without.
+
+    A copy of a tied output head, rotary frequencies, weights in another format, tensors the model's class does not have.
+    """
+    used = {file.name for file in _tensor_files(base).values()}
+    others = [name for name in os.listdir(base) if name.endswith(WEIGHT_FILES[0]) and name not in used]
+    return sorted([*(tensor_shapes(base).keys() - tensor_shapes(target).keys()), *others])
 
 
 def merge_adapter(
@@ -69,13 +81,31 @@ def merge_adapter(
 
 def read_tensors(directory: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of every tensor in a model directory's safetensors files, by name."""
+    for name, file in sorted(_tensor_files(directory).items()):
+        with safe_open(file, "pt") as tensors:
+            yield name, tensors.get_tensor(name)
+
+
+def tensor_shapes(directory: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in a model directory's safetensors files, from their headers alone."""
+    shapes = {}
+    for name, file in _tensor_files(directory).items():
+        with safe_open(file, "pt") as tensors:
+            shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes
+
+
+def _tensor_files(directory: str) -> dict[str, Path]:
+    """The safetensors file of each tensor, as transformers finds them: by the index, in model.safetensors, or anywhere."""
+    index, single = Path(directory, "model.safetensors.index.json"), Path(directory, "model.safetensors")
+    if index.is_file():
+        names = json.loads(index.read_bytes())["weight_map"]
+        return {name: Path(directory, file) for name, file in names.items()}
     files = {}
-    for file in Path(directory).glob("*.safetensors"):
+    for file in [single] if single.is_file() else sorted(Path(directory).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             files.update(dict.fromkeys(tensors.keys(), file))
-    for name in sorted(files):
-        with safe_open(files[name], "pt") as tensors:
-            yield name, tensors.get_tensor(name)
+    return files
 
 
 def weights_digest(directory: str) -> str:

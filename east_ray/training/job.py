@@ -81,6 +81,7 @@ class TrainingStatus:
     gradient_error: float = math.nan
     weight_error: float = math.nan
     digest: str = ""
+    left_out: list[str] = field(default_factory=list)
     refused: str = ""
 
 

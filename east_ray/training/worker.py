@@ -7,6 +7,7 @@ node's disk, from where Ray uploads it during training.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -26,10 +27,12 @@ from transformers import TrainerCallback
 from east_ray.config.training import TrainingConfig
 from east_ray.models import local_model
 from east_ray.records import UserError
-from east_ray.training.export import merge_adapter, write_model
+from east_ray.training.export import left_out, merge_adapter, write_model
 from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from east_ray.training.job import TrainingJob
 from east_ray.training.trainers import WeightedTrainer, make_trainer
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -73,7 +76,16 @@ def _train(job: TrainingJob, rank: int, scratch: str) -> None:
         with checkpoint.as_directory() as directory:
             check_settings(job, directory)
             trainer.train(resume_from_checkpoint=directory)
-    _export(job, trainer, base, scratch)
+    try:
+        _export(job, trainer, base, scratch)
+    except UserError:
+        raise
+    except Exception as error:
+        logger.exception("export")
+        raise UserError(
+            f"the model is trained but cannot be written ({type(error).__name__}: {str(error)[:300]}); fix the cause and run "
+            "the same command: it resumes from the last checkpoint"
+        ) from None
 
 
 def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
@@ -210,4 +222,4 @@ def _export(job: TrainingJob, trainer: WeightedTrainer, base: str, scratch: str)
         job.run.delete(job.output)
         job.run.upload(target, job.output)
     log = [row for row in trainer.state.log_history if "loss" in row]  # whole, also after a resume
-    ray.get(job.status.update.remote(log=log, digest=digest))
+    ray.get(job.status.update.remote(log=log, digest=digest, left_out=left_out(base, target)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pyarrow as pa
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
 from east_ray.records import QUESTIONS, UserError
 from east_ray.runs.directory import RunDirectory
-from east_ray.training.export import read_tensors, weights_digest, write_model
+from east_ray.training.export import left_out, read_tensors, weights_digest, write_model
 from east_ray.training.model_card import write_model_card
 from east_ray.training.tokens import PreparedExamples, prepare_examples
 from tests.support.training_kills import assert_same_training, start, train_with_kills
@@ -127,6 +129,53 @@ def test_a_written_model_is_its_base_with_other_weights(dtype: str, tmp_path: Pa
         assert torch.equal(mine, theirs.to(mine.dtype)), name
 
 
+def odd_base(path: Path, oddity: str) -> list[str]:
+    """The bundled model's directory with something in it that published models have; returns what an export leaves out."""
+    shutil.copytree(MODEL, path)
+    tensors = load_file(path / "model.safetensors")
+    extra: dict[str, torch.Tensor] = {}
+    if oddity == "redundant head":
+        extra = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    elif oddity == "rotary frequencies":
+        extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(16) for i in range(4)}
+    elif oddity == "unknown tensors":
+        extra = {"model.multi_token_head.weight": torch.ones(3)}
+    elif oddity == "two formats":
+        renamed = {name.replace("model.layers", "layers"): tensor for name, tensor in tensors.items()}
+        save_file(renamed, path / "consolidated.safetensors")
+        return ["consolidated.safetensors"]
+    elif oddity == "generation settings that may not be saved":
+        settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
+        (path / "generation_config.json").write_text(json.dumps(settings))
+        return []
+    save_file({**tensors, **extra}, path / "model.safetensors", metadata={"format": "pt"})
+    return sorted(extra)
+
+
+ODDITIES = [
+    "redundant head",
+    "rotary frequencies",
+    "unknown tensors",
+    "two formats",
+    "generation settings that may not be saved",
+]
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+def test_a_base_with_more_than_its_class_writes_is_exported_without_it(oddity: str, tmp_path: Path) -> None:
+    dropped = odd_base(tmp_path / "base", oddity)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    target = tmp_path / "model"
+    write_model(model, model.state_dict(), str(tmp_path / "base"), str(target), "float32")
+    assert left_out(str(tmp_path / "base"), str(target)) == dropped
+    assert {name for name, _ in read_tensors(str(target))} == {name for name, _ in read_tensors(str(MODEL))}
+    generation = (target / "generation_config.json").read_bytes()
+    assert generation == (tmp_path / "base" / "generation_config.json").read_bytes()
+    loaded = AutoModelForCausalLM.from_pretrained(target)
+    for (name, mine), theirs in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs.to(mine.dtype)), name
+
+
 def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     with torch.no_grad():
@@ -149,6 +198,20 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused_with_the_way_back(
     job.training = config("sft", workers=1, zero_stage=3)
     with pytest.raises(UserError, match=r"--set training\.workers=2, or start .* --restart-from train"):
         check_settings(job, str(tmp_path))
+
+
+def test_an_error_in_export_ends_the_command_in_one_sentence_and_repeats_no_training(
+    run: RunDirectory, ray_session: None
+) -> None:
+    """The model's directory cannot be made: a file lies where it should be."""
+    run.write_table(examples("sft", 16), "examples/sft.parquet")
+    run.write_bytes(b"", "arm", "model")
+    with pytest.raises(
+        UserError, match=r"the model is trained but cannot be written .*resumes from the last checkpoint"
+    ):
+        start(run, config("sft", checkpoint_steps=1), "arm")
+    events = Path(run.path("arm", "training", "tensorboard"))
+    assert len(list(events.iterdir())) == 1  # one training, not max_failures + 1
 
 
 def test_a_killed_training_goes_on_and_ends_in_the_same_model(run: RunDirectory, ray_session: None) -> None:
