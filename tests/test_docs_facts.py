@@ -56,5 +56,5 @@ def test_every_test_and_probe_that_the_compatibility_page_names_exists() -> None
     tests = set(re.findall(r"`(test_\w+)`", page))
     assert {name for name in tests if f"def {name}(" not in sources} == set()
     probes = (ROOT / "east_ray" / "preflight" / "probe.py").read_text(encoding="utf-8")
-    named = set(re.findall(r"probe `(\w+)`|^\| `(\w+)` \|", page, re.MULTILINE))
+    named = set(re.findall(r"probe `([\w ]+)`|^\| `([\w ]+)` \|", page, re.MULTILINE))
     assert {name for pair in named for name in pair if name and f'"{name}' not in probes} == set()

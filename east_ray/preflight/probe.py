@@ -116,6 +116,13 @@ def probe_engines(config: Config, scratch: Path) -> Iterator[Finding]:
         f"{same}",
         "a resumed run draws other samples than an undisturbed one; both are fair draws",
     )
+    yield _finding(
+        "token ids",
+        first["kept"] == total,
+        f"{total} of {total} completions counted and kept by the ids that decode to their text",
+        f"{first['kept']}",
+        "training would see other tokens than were sampled; report this",
+    )
     same, stale = (_equal(first["exchanged"], other) for other in (second["together"], first["together"]))
     yield _finding(
         "exchange",

@@ -48,6 +48,12 @@ def run_engine(settings: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {"together": texts(together)}
         if settings["open"] != settings["base"]:
             return found
+        sampled = [completion for completions in together for completion in completions]
+        found["kept"] = sum(
+            completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            and completion.num_tokens == len(completion.token_ids)
+            for completion in sampled
+        )
         found["alone"] = texts([sample(request)[0] for request in reversed(requests)][::-1])
         engine.load(settings["other"])
         found["exchanged"] = texts(sample(*requests))

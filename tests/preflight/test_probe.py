@@ -14,7 +14,7 @@ from east_ray.runs.directory import RunDirectory
 
 CONFIG = from_dict({"model": {"path": str(probe.TINY / "model")}, "questions": {"train": "train.jsonl"}}, "test")
 SAMPLED = [["a", "b"], ["c", "d"]]
-ENGINE = {"together": SAMPLED, "alone": SAMPLED, "exchanged": [["x", "y"], ["z", "w"]]}
+ENGINE = {"kept": 4, "together": SAMPLED, "alone": SAMPLED, "exchanged": [["x", "y"], ["z", "w"]]}
 FRESH = {"together": [["x", "y"], ["z", "w"]]}
 TRAINED = {"distance": 2e-6, "multiplier": "torch.float32"}
 
@@ -53,6 +53,7 @@ def test_a_store_that_answers_with_old_content_is_found(tmp_path: Path, monkeypa
         (ENGINE, FRESH, set()),
         ({**ENGINE, "alone": [["a", "b"], ["c", "other"]]}, FRESH, {"seeds"}),
         ({**ENGINE, "exchanged": SAMPLED}, FRESH, {"exchange"}),
+        ({**ENGINE, "kept": 3}, FRESH, {"token ids"}),
         ({"error": "ValueError: no KV cache"}, FRESH, {"engine"}),
     ],
 )
@@ -90,4 +91,6 @@ def test_a_child_that_breaks_is_one_finding_with_its_last_line(tmp_path: Path) -
 def test_this_installation_does_what_we_assume() -> None:
     found: list[Finding] = list(probe.probe(None))
     assert {finding.name: finding.detail for finding in found if finding.status != "ok"} == {}
-    assert {"grading", "seeds", "exchange", "weights, float32", "multipliers, bfloat16"} <= set(statuses(found))
+    assert {"grading", "seeds", "token ids", "exchange", "weights, float32", "multipliers, bfloat16"} <= set(
+        statuses(found)
+    )
