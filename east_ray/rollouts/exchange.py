@@ -27,8 +27,14 @@ TOLERANCE = 0.01  # of the log-probabilities' standard deviation; CPU engines ar
 class WeightExchange:
     """vLLM's worker extension: methods that `collective_rpc` finds in every worker."""
 
+    _mirrored_rows: dict[str, Any]
+
     def exchange_weights(self, path: str, mirrored: bool) -> list[str]:
-        """Load the safetensors of a directory, or its mirror image; return the vectors that do not read back as loaded."""
+        """Load the safetensors of a directory, or its mirror image; return the names of what keeps old values.
+
+        Vectors must read back as loaded, and the embedding must change between the mirror image and the model itself: a
+        reload that wrote nothing at all would give both the same log-probabilities.
+        """
         worker: Any = self
         vectors = {}
 
@@ -42,13 +48,20 @@ class WeightExchange:
         model = worker.model_runner.get_model()
         _process_shared_modules(model)
         parameters = dict(model.named_parameters())
-        return [
+        stale = [
             name
             for name, tensor in vectors.items()
             if name in parameters
             and parameters[name].shape == tensor.shape
             and not parameters[name].cpu().equal(tensor.to(parameters[name].dtype))
         ]
+        rows = {
+            name: p[:64].detach().cpu().clone() for name, p in parameters.items() if "embed" in name and p.ndim == 2
+        }
+        if not mirrored and (not rows or all(row.equal(self._mirrored_rows[name]) for name, row in rows.items())):
+            stale.append("the embedding")
+        self._mirrored_rows = rows
+        return stale
 
 
 def check_exchange(mirrored: Sequence[float], loaded: Sequence[float], stale: Sequence[str]) -> None:

@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from east_ray.rollouts.engine import ExchangeRefused
-from east_ray.rollouts.exchange import check_exchange, mirror, read
+from east_ray.rollouts.exchange import WeightExchange, check_exchange, mirror, read
 from tests.support.tiny_models import ARCHITECTURES, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,29 @@ def test_a_head_that_was_left_behind_shows_at_once(tmp_path: Path) -> None:
 def test_log_probabilities_that_show_nothing_are_no_evidence(loaded: list[float]) -> None:
     with pytest.raises(ExchangeRefused):
         check_exchange(loaded, loaded, [])
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_reload_that_writes_nothing_is_noticed(works: bool, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    make_model("Llama tied", 0, tmp_path)
+
+    class Worker(WeightExchange):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        model_runner = property(lambda self: self)
+
+        def get_model(self) -> Any:
+            return self.model
+
+        def reload_weights(self, weights_iterator: Any) -> None:
+            loaded = dict(weights_iterator)
+            if works:
+                self.model.load_state_dict(loaded, strict=False)
+
+    worker = Worker()
+    stale = worker.exchange_weights(str(tmp_path), True) + worker.exchange_weights(str(tmp_path), False)
+    assert stale == ([] if works else ["the embedding"])
 
 
 def test_a_vector_that_keeps_its_old_values_is_named() -> None:
