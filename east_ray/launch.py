@@ -1,13 +1,11 @@
-"""What the commands do around the algorithm: open and lock the run directory, start Ray, show the result."""
+"""Set up and finish a command: open and lock the run directory, start Ray, show the result."""
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from east_ray import steps
 from east_ray.config.load import Config
@@ -15,10 +13,10 @@ from east_ray.console import console
 from east_ray.models import pin
 from east_ray.pipeline import run_algorithm
 from east_ray.preflight.actual import record_plan
-from east_ray.records import UserError
 from east_ray.runs.artifacts import run_steps
 from east_ray.runs.cluster import start_ray
 from east_ray.runs.directory import RunDirectory
+from east_ray.runs.lock import locked
 from east_ray.runs.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -60,24 +58,7 @@ def open_run(config: Config) -> Iterator[tuple[RunDirectory, Config]]:
     """The run directory, created and locked against a second command, and the config with its hub model pinned."""
     run = RunDirectory(config.run.dir)
     run.check_reachable()
-    if not run.is_local:
-        yield run, _record(run, config)
-        return
-    root = Path(run.root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"run.dir={config.run.dir!r} is not writable: {error.strerror}; choose another with --set run.dir=..."
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another east-ray command is working on {root}; wait for it, or use another run.dir"
-            ) from None
+    with locked(run):
         yield run, _record(run, config)
 
 
