@@ -6,9 +6,9 @@ that `import east_ray` loads nothing heavy. Whatever is not listed here may chan
     load, Config                       a run's settings
     run_algorithm, RunDirectory        Algorithm 1, and where one run keeps everything
     extract_answer, Grader             the answer in a text; verdicts and clusters of a question's answers
-    entropy, WeightMapping, weights          eq. 1; from measures to weights of mean 1 (eqs. 2 to 6)
+    entropy, WeightMapping, weights    eq. 1; from measures to weights of mean 1 (eqs. 2 to 6)
     write_report                       the page about a run
-    UserError                          what the user can mend: the message names the thing and the remedy
+    UserError                          what the user can fix: the message names the thing and the remedy
 """
 
 from importlib import import_module

@@ -21,11 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from east_ray import Grader, WeightMapping, entropy, weights
-from east_ray.config.sections import GradingConfig
 
 TINY = Path(__file__).resolve().parent.parent / "east_ray" / "tiny"
 tokenizer = AutoTokenizer.from_pretrained(TINY / "model", padding_side="left")
-grader = Grader(GradingConfig())
+grader = Grader()
 
 
 def main() -> None:
