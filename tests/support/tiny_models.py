@@ -25,8 +25,10 @@ COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
-    "initializer_range": 0.2,  # so that greedy completions vary
+    "initializer_range": 0.2,  # so that the models differ
 }
+# Gemma scales its embeddings up: with larger ones a random model only repeats the last token.
+GEMMA = {"query_pre_attn_scalar": 32, "initializer_range": 0.02}
 EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama tied": ("LlamaConfig", {"tie_word_embeddings": True}),
@@ -35,8 +37,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2 untied": ("Qwen2Config", {"tie_word_embeddings": False}),
     "Qwen3 tied": ("Qwen3Config", {"tie_word_embeddings": True}),
     "Qwen3 untied": ("Qwen3Config", {"tie_word_embeddings": False}),
-    "Gemma 2": ("Gemma2Config", {"query_pre_attn_scalar": 32}),
-    "Gemma 3": ("Gemma3TextConfig", {"query_pre_attn_scalar": 32}),
+    "Gemma 2": ("Gemma2Config", GEMMA),
+    "Gemma 3": ("Gemma3TextConfig", GEMMA),
     "Phi-3": ("Phi3Config", {"tie_word_embeddings": False}),
     "Mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "Qwen3-MoE": ("Qwen3MoeConfig", EXPERTS),
@@ -63,10 +65,8 @@ def compare(architecture: str, directory: Path) -> dict[str, Any]:
     from east_ray.rollouts.vllm_engine import VllmEngine
 
     paths = {name: str(make_model(architecture, seed, directory / name)) for seed, name in enumerate("AB")}
-    sampling = SamplingConfig(
-        temperature=0, max_new_tokens=24, kv_cache_gib=0.25, engine_args={"skip_tokenizer_init": True}
-    )
-    requests = [Request("", [1, 4, 10 + i, 20 + 2 * i, 30, 5], 1, 0) for i in range(6)]
+    sampling = SamplingConfig(max_new_tokens=24, kv_cache_gib=0.25, engine_args={"skip_tokenizer_init": True})
+    requests = [Request("", [1, 4, 10 + i, 20 + 2 * i, 30, 5], 1, 1000 * i) for i in range(6)]
 
     def open_on(name: str) -> VllmEngine:
         model = ModelConfig(path=paths[name], dtype="float32")
