@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"config", "runs", "models", "console"},
     "evaluation": {"config", "runs", "rollouts", "formatting"},
     "figures": {"formatting"},
-    "analysis": {"config", "runs", "answers", "questions", "weighting", "evaluation", "figures"},
+    "analysis": {"config", "runs", "answers", "questions", "rollouts", "weighting", "evaluation", "figures"},
     "arms": {"config", "runs", "weighting"},
     "preflight": {
         "config",

@@ -6,11 +6,12 @@ Reads a shard of samples at a time and changes nothing.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from east_ray.records import UserError
+from east_ray.rollouts.shards import read_footers
 from east_ray.runs.directory import RunDirectory
 
 TRAINED_IDS = ("completion_ids", "chosen_ids", "rejected_ids")
@@ -21,15 +22,15 @@ WEIGHT_TOLERANCE = 1e-6
 class Identity:
     """Counts over all rounds and arms. `as_text`: completions imported without ids, or sampled before ids were kept.
 
-    `exchanged` counts exchanges of weights that were verified, `fresh` engines that were started instead; `weight_error` is
-    the largest relative error of a multiplier where it is applied, nan when no training recorded it.
+    `shards` counts shards of completions by the weights that sampled them: "loaded" by an engine opened on the model,
+    "exchanged" by one that showed that its exchange had worked, None not recorded. `weight_error` is the largest relative
+    error of a multiplier where it is applied, nan when no training recorded it.
     """
 
     trained: int
     sampled: int
     as_text: int
-    exchanged: int
-    fresh: int
+    shards: Mapping[str | None, int]
     weight_error: float
 
     @property
@@ -41,10 +42,12 @@ class Identity:
         """One line for the terminal."""
         of = self.trained - self.as_text
         text = f" ({self.as_text:,} more came as text)" if self.as_text else ""
+        unknown = f", not recorded: {self.shards[None]:,}" if self.shards[None] else ""
         weights = "not recorded" if math.isnan(self.weight_error) else f"at most {self.weight_error:.1g} off"
         return (
-            f"identity   {self.sampled:,} of {of:,} trained completions are the sampled token ids{text}; exchanges of "
-            f"weights: {self.exchanged} verified, {self.fresh} fresh engines; weights at the gradient: {weights}"
+            f"identity   {self.sampled:,} of {of:,} trained completions are the sampled token ids{text}; shards sampled with "
+            f"weights as loaded: {self.shards['loaded']:,}, exchanged and verified: {self.shards['exchanged']:,}"
+            f"{unknown}; weights at the gradient: {weights}"
         )
 
     def check(self) -> None:
@@ -74,13 +77,18 @@ def identity(run: RunDirectory) -> Identity:
     trained = as_text + sum(wanted.values())
     sampled = sum(wanted.pop(key, 0) for key in _sampled(run, kinds["samples"]))
     errors = [facts[name]["weight_error"] for name in kinds["training"] if facts[name].get("weight_error") is not None]
-    exchanges = [entry["exchanges"] for entry in facts.values() if "exchanges" in entry]
+    evaluated = [f"{name}/samples" for name in kinds["evaluation"] + kinds["validation"]]
+    shards = Counter(
+        footer.get("weights")
+        for directory in kinds["samples"] + evaluated
+        for footer in read_footers(run, directory, len(run.list(directory, suffix=".parquet")))
+        if footer is not None
+    )
     return Identity(
         trained=trained,
         sampled=sampled,
         as_text=as_text,
-        exchanged=sum(entry["verified"] for entry in exchanges),
-        fresh=sum(entry["fresh"] for entry in exchanges),
+        shards=shards,
         weight_error=max(errors, default=math.nan),
     )
 

@@ -72,7 +72,7 @@ class Sampler:
         self._failure = ""
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
-        self._loaded, self._refused = model, ""
+        self._loaded, self._exchanged, self._refused = model, False, ""
         try:
             longest = max(shards.longest_prompt(spec.run, questions) for questions in {j.questions for j in spec.jobs})
             settings = EngineSettings(local_model(model, spec.model.revision), spec.model, spec.sampling, longest)
@@ -119,7 +119,8 @@ class Sampler:
                 seed_of=lambda question_id: question_seed(spec.seed, spec.round_index, question_id),
                 generate=generate,
             )
-            footer = shards.write_samples(spec.run, table, job.samples, index, spec.sampling.num_samples)
+            weights = "exchanged" if self._exchanged else "loaded"
+            footer = shards.write_samples(spec.run, table, job.samples, index, spec.sampling.num_samples, weights)
         samples, tokens, truncated = (
             footer[name] - (old[name] if old else 0) for name in ("samples", "tokens", "truncated")
         )
@@ -142,7 +143,7 @@ class Sampler:
             except ExchangeRefused as error:
                 self._refused = str(error)
                 raise
-            self._loaded = model
+            self._loaded, self._exchanged = model, True
 
 
 class GradingWorker:

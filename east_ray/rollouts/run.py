@@ -146,7 +146,10 @@ def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: 
             )
     total = Counter[str]()
     for footer in [*sampled, *graded]:
-        total.update({name: value for name, value in footer.items() if name not in ("digest", "num_samples")})  # type: ignore[union-attr]
+        assert footer is not None
+        total.update(
+            {name: value for name, value in footer.items() if name not in ("digest", "num_samples", "weights")}
+        )
     return RolloutSummary(
         shards=count,
         reused_shards=reused,

@@ -41,14 +41,23 @@ def count_shards(num_questions: int, questions_per_shard: int) -> int:
 
 
 def write_samples(
-    run: RunDirectory, table: pa.Table, directory: str, index: int, num_samples: int | None
+    run: RunDirectory,
+    table: pa.Table,
+    directory: str,
+    index: int,
+    num_samples: int | None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
-    """Commit one shard of completions and return its footer. `num_samples`: how many were asked for; None when imported."""
+    """Commit one shard of completions and return its footer. `num_samples`: how many were asked for; None when imported.
+
+    `weights`: "loaded" when the engine was opened on the model, "exchanged" when it showed that an exchange had worked.
+    """
     table = check_schema(table, SAMPLES, f"{directory}/{shard_name(index)}")
     tokens = [count for counts in table["completion_tokens"].to_pylist() for count in counts]
     finish = [reason for reasons in table["finish_reasons"].to_pylist() for reason in reasons]
     footer = {
         "num_samples": num_samples,
+        "weights": weights,
         "digest": digest(table),
         "questions": table.num_rows,
         "samples": len(tokens),

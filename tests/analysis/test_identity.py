@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from east_ray.analysis.identity import identity
-from east_ray.records import EXAMPLES, UserError
+from east_ray.records import EXAMPLES, SAMPLES, UserError
+from east_ray.rollouts.shards import write_samples
 from east_ray.runs.directory import RunDirectory
 
 SAMPLED = {"q0": [[5, 6, 2], [7, 2]], "q1": [[8, 9], [5, 6, 2]]}
@@ -21,11 +22,26 @@ def finish(run: RunDirectory, directory: str, **facts: Any) -> None:
     run.append_metrics(step="x", parts=[directory], seconds=1.0)
 
 
+def samples_table(question_id: str, ids: list[list[int]]) -> pa.Table:
+    """One question's completions, of these ids."""
+    row = {
+        "question_id": question_id,
+        "reference": "1",
+        "prompt_hash": "0" * 16,
+        "prompt_tokens": 3,
+        "completions": ["x"] * len(ids),
+        "finish_reasons": ["stop"] * len(ids),
+        "completion_tokens": [len(row) for row in ids],
+        "completion_ids": ids,
+        "shortfall": None,
+    }
+    return pa.Table.from_pylist([row], SAMPLES)
+
+
 def make_run(path: Path, chosen: list[Any], rejected: list[Any], **training: float) -> RunDirectory:
     run = RunDirectory(str(path))
     for i, (question_id, ids) in enumerate(SAMPLED.items()):
-        columns = {"question_id": [question_id], "completion_ids": [ids]}
-        run.write_table(pa.table(columns), "round-00/samples", f"shard-{i}.parquet")
+        write_samples(run, samples_table(question_id, ids), "round-00/samples", i, len(ids), "loaded")
     rows = [
         {"question_id": q, "prompt": "", "chosen": "", "rejected": "", "chosen_ids": good, "rejected_ids": bad}
         for q, good, bad in zip(SAMPLED, chosen, rejected, strict=True)
@@ -34,7 +50,9 @@ def make_run(path: Path, chosen: list[Any], rejected: list[Any], **training: flo
     for name in ("samples", "examples"):
         finish(run, f"round-00/{name}")
     finish(run, "round-00/arms/east/training", **training)
-    finish(run, "round-00/arms/east/evaluation", exchanges={"verified": 2, "fresh": 1})
+    evaluation = "round-00/arms/east/evaluation"
+    write_samples(run, samples_table("t0", [[5, 2]]), f"{evaluation}/samples", 0, 1, "exchanged")
+    finish(run, evaluation)
     return run
 
 
@@ -42,8 +60,8 @@ def test_trained_ids_that_were_sampled_are_counted_with_exchanges_and_the_weight
     found = identity(make_run(tmp_path / "run", [[5, 6, 2], [8, 9]], [[7, 2], [5, 6, 2]], weight_error=3e-8))
     found.check()
     assert found.render() == (
-        "identity   4 of 4 trained completions are the sampled token ids; exchanges of weights: 2 verified, 1 fresh "
-        "engines; weights at the gradient: at most 3e-08 off"
+        "identity   4 of 4 trained completions are the sampled token ids; shards sampled with weights as loaded: 2, "
+        "exchanged and verified: 1; weights at the gradient: at most 3e-08 off"
     )
 
 

@@ -55,10 +55,11 @@ def todo(run: RunDirectory, count: int, num_samples: int | None, **keywords: boo
 
 def test_footers_hold_the_counts_of_what_was_written(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    written = shards.write_samples(run, samples(3, 4, failed=1), "samples", 0, 4)
+    written = shards.write_samples(run, samples(3, 4, failed=1), "samples", 0, 4, "loaded")
     assert written == shards.read_footer(run, "samples", 0)
     digest = written.pop("digest")
-    assert written == {"num_samples": 4, "questions": 3, "samples": 8, "tokens": 20, "truncated": 2, "failed": 1}
+    counts = {"questions": 3, "samples": 8, "tokens": 20, "truncated": 2, "failed": 1}
+    assert written == {"num_samples": 4, "weights": "loaded", **counts}
     graded = grade(run, 0)
     assert graded == {"digest": digest, "questions": 3, "correct": 8, "incorrect": 0, "errors": 0, "unanswered": 0}
     assert shards.read_shard(run, "samples", 0).equals(samples(3, 4, failed=1))
