@@ -133,8 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, text, call in (
         ("report", "write the HTML report of a run directory", _report),
-        ("audit", "is what was trained what was sampled; how much the weights depend on clustering", _audit),
-        ("sufficiency", "were there enough samples per question?", _sufficiency),
+        (
+            "audit",
+            "check that what was trained is what was sampled, and show how much the weights depend on clustering",
+            _audit,
+        ),
+        ("sufficiency", "show whether fewer samples per question would have given the same weights", _sufficiency),
     ):
         command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
     compared = command("compare", "two evaluated models or runs, question by question", _compare)
