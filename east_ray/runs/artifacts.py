@@ -83,7 +83,7 @@ class Artifact:
         return UserError(
             f"{self.run.uri_of(self.directory)} was made with {name} = {before!r}, now it is {now!r}. Use another run "
             f"directory (--set run.dir=...), or discard this step and all later ones and do them again with "
-            f"--restart-from {STEP_OF_DIRECTORY.get(last, last)}"
+            f"`east-ray run CONFIG --restart-from {STEP_OF_DIRECTORY.get(last, last)}`"
         )
 
     def begin(self) -> None:

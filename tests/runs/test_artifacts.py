@@ -37,7 +37,9 @@ def test_the_manifest_names_the_fingerprint_known_before(run: RunDirectory) -> N
 
 def test_a_changed_setting_is_refused_with_its_dotted_name_and_two_remedies(run: RunDirectory) -> None:
     Artifact(run, "round-00/grades", {"pool": {"deadline": 5}}).complete()
-    with pytest.raises(UserError, match=r"pool\.deadline = 5, now it is 7.*run\.dir.*--restart-from verify"):
+    with pytest.raises(
+        UserError, match=r"pool\.deadline = 5, now it is 7.*run\.dir.*`east-ray run CONFIG --restart-from verify`"
+    ):
         _ = Artifact(run, "round-00/grades", {"pool": {"deadline": 7}}).is_finished
 
 
