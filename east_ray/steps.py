@@ -97,16 +97,16 @@ def import_samples(run: RunDirectory, config: Config, file: str, questions: Step
     def work() -> Any:
         from east_ray.rollouts.imported import import_samples
 
-        summary = import_samples(
-            run,
-            file,
-            questions="questions/train.parquet",
-            samples=artifact.directory,
-            model=config.model,
-            questions_per_shard=config.sampling.questions_per_shard,
-        )
-        logger.info("%s", summary)
-        return {"summary": summary}
+        return {
+            "summary": import_samples(
+                run,
+                file,
+                questions="questions/train.parquet",
+                samples=artifact.directory,
+                model=config.model,
+                questions_per_shard=config.sampling.questions_per_shard,
+            )
+        }
 
     artifact = Artifact(
         run,

@@ -28,7 +28,7 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     filesystem, path = _open(source)
     if not _is_file(filesystem, path):
         raise UserError(
-            f"no question file at {source}; questions come as .jsonl, .jsonl.gz, .json, .parquet or hf://owner/name[/config]:split"
+            f"no file at {source}; give a .jsonl, .jsonl.gz, .json or .parquet file, or hf://owner/name[/config]:split"
         )
     if path.endswith(".parquet"):
         try:

@@ -93,16 +93,22 @@ def import_samples(
             per_question += [len(completions) for completions in table["completions"]]
     answered = [count for count in per_question if count]
     logger.info(
-        "imported %d completions of %d questions without token ids: what is trained on is tokenised from its text, once",
+        "imported %d completions of %d questions, %d to %d each, without token ids: training tokenises their text",
         sum(answered),
         len(answered),
+        min(answered),
+        max(answered),
     )
+    if missing := len(per_question) - len(answered):
+        logger.warning("%d of %d questions have no completion in %s", missing, len(per_question), file)
+    if lines["unmatched"]:
+        logger.warning("%d of %d lines of %s name no question of this run", lines["unmatched"], lines["all"], file)
     return ImportSummary(
         lines=lines["all"],
         unmatched_lines=lines["unmatched"],
         repeated_lines=lines["repeated"],
         questions=len(answered),
-        missing_questions=len(per_question) - len(answered),
+        missing_questions=missing,
         samples=sum(answered),
         fewest_samples=min(answered),
         most_samples=max(answered),

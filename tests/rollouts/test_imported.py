@@ -87,6 +87,16 @@ def test_text_finds_the_question_whatever_its_id_case_and_spaces(bring: Any) -> 
     assert summary.unmatched_lines == 0
 
 
+def test_an_import_warns_of_questions_without_completions_and_of_lines_without_question(
+    bring: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bring([{"question": "What is love?", "responses": ["x"]}, {"id": "q1", "responses": ["y"]}])
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("6 of 7 questions have no completion in ")
+    assert warnings[1].startswith("1 of 2 lines of ")
+
+
 def test_lines_of_other_questions_are_counted_not_kept(bring: Any) -> None:
     lines = [{"question": "What is love?", "id": "q1", "responses": ["x"]}, {"id": "q1", "responses": ["y"]}]
     rows, summary = bring(lines)
