@@ -13,7 +13,7 @@ from east_ray.console import console
 from east_ray.models import pin
 from east_ray.pipeline import run_algorithm
 from east_ray.preflight.actual import record_plan
-from east_ray.runs.artifacts import run_steps
+from east_ray.runs.artifacts import Refused, run_steps
 from east_ray.runs.cluster import start_ray
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.lock import locked
@@ -55,11 +55,22 @@ def import_file(config: Config, file: str) -> None:
 
 @contextmanager
 def open_run(config: Config) -> Iterator[tuple[RunDirectory, Config]]:
-    """The run directory, created and locked against a second command, and the config with its hub model pinned."""
+    """The run directory, created and locked against a second command, and the config with its hub model pinned.
+
+    A command that is refused before it finished a step leaves the records of the settings as they were.
+    """
     run = RunDirectory(config.run.dir)
     run.check_reachable()
     with locked(run):
-        yield run, _record(run, config)
+        before = {name: run.read_bytes(name) for name in ("config.json", "plan.json") if run.exists(name)}
+        finished = run.finished_steps()
+        try:
+            yield run, _record(run, config)
+        except Refused:
+            if run.finished_steps() == finished:
+                for name, content in before.items():
+                    run.write_bytes(content, name)
+            raise
 
 
 def _record(run: RunDirectory, config: Config) -> Config:

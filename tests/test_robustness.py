@@ -170,6 +170,23 @@ def test_no_row_of_a_question_file_escapes_as_anything_but_a_user_error(tmp_path
         assert "mine.jsonl" in str(error)
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ["questions", "--set", "questions.answer_column=solution"],
+        ["select", "--set", "training.max_steps=7"],
+        ["run", "--set", "training.max_steps=7", "--restart-from", "selct"],
+    ],
+)
+def test_a_refused_command_leaves_the_recorded_settings_as_they_were(
+    refused: list[str], fails: Command, config: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["questions", str(config)]) == 0
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    fails(refused[0], config, *refused[1:])
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("how", [how for how in UNUSABLE if how != "empty"])
 def test_samples_that_cannot_be_imported_leave_the_run_as_it_was(
     how: str, fails: Command, config: Path, tmp_path: Path

@@ -32,6 +32,10 @@ STEP_OF_DIRECTORY = {
 }
 
 
+class Refused(UserError):
+    """A step that was asked for cannot begin: its settings are not those of what is there, or its inputs are missing."""
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """A directory of the run, and all that shapes it. `inputs`: the artifacts it is made from, by name, or the
@@ -78,9 +82,9 @@ class Artifact:
                 raise self._made_otherwise(*changed)
         return manifest is not None and not grew
 
-    def _made_otherwise(self, name: str, before: Any, now: Any) -> UserError:
+    def _made_otherwise(self, name: str, before: Any, now: Any) -> Refused:
         last = self.directory.rsplit("/", 1)[-1]
-        return UserError(
+        return Refused(
             f"{self.run.uri_of(self.directory)} was made with {name} = {before!r}, now it is {now!r}. Use another run "
             f"directory (--set run.dir=...), or discard this step and all later ones and do them again with "
             f"`east-ray run CONFIG --restart-from {STEP_OF_DIRECTORY.get(last, last)}`"
@@ -135,7 +139,7 @@ class Step:
             return False
         for name, needed in _inputs(pending):
             if not needed.is_finished:
-                raise UserError(
+                raise Refused(
                     f"{self.name} needs {name}, but {needed.directory} is not finished; run the earlier steps first "
                     f"(`east-ray run CONFIG` runs them all)"
                 )
@@ -168,7 +172,7 @@ def run_steps(steps: Sequence[Step], connect: Callable[[], None], only: str | No
         done = step.run(connect) or done
         seen = True
     if only is not None and not seen:
-        raise UserError(f"this config has no step {only!r}")
+        raise Refused(f"this config has no step {only!r}")
     return done
 
 
@@ -176,7 +180,7 @@ def restart_from(steps: Sequence[Step], name: str) -> None:
     """Discard the artifacts of the first step of that name and of every later one."""
     names = [step.name for step in steps]
     if name not in names:
-        raise UserError(f"--restart-from {name!r}: choose one of {', '.join(dict.fromkeys(names))}")
+        raise Refused(f"--restart-from {name!r}: choose one of {', '.join(dict.fromkeys(names))}")
     for step in reversed(steps[names.index(name) :]):
         for artifact in step.artifacts:
             artifact.discard()
