@@ -96,7 +96,7 @@ def audit(
     with Grader(config.grading) as grader:
         for shard in shards:
             table = run.read_table(grades, shard)
-            kept = drop_codes(table, config.selection.keep, excluded) < 0
+            kept = drop_codes(table, config.selection.keep, excluded) == 0
             num_questions += len(table)
             for row, is_kept, judgements in zip(
                 table.to_pylist(), kept, _judged(run, samples, shard, table, grader), strict=True

@@ -183,16 +183,16 @@ def _shard_sums(
     unused = {"mean_tokens"} if excluded else {"mean_tokens", "question_id"}
     table = run.read_table(grades, shard, columns=[name for name in COLUMNS if name not in unused])
     codes = drop_codes(table, keep, excluded)
-    kept = codes < 0
+    kept = codes == 0
     parts: dict[Any, Any] = {"shortfall": len(table) - table["shortfall"].null_count}
     names = ("kept", *REASONS)
-    questions = np.bincount(codes + 1, minlength=len(names))
-    completions = np.bincount(codes + 1, weights=table["num_samples"].to_numpy(), minlength=len(names))
+    questions = np.bincount(codes, minlength=len(names))
+    completions = np.bincount(codes, weights=table["num_samples"].to_numpy(), minlength=len(names))
     for i, name in enumerate(names):
         parts["questions", name], parts["completions", name] = int(questions[i]), int(completions[i])
-    is_kept = kept.astype(np.float64)
+    is_kept, values = kept.astype(np.float64), np.empty(len(table))
     for name in COUNT_COLUMNS:
-        values = table[name].to_numpy().astype(np.float64)  # counts: exact, and summed several times faster than int32
+        values[:] = table[name].to_numpy()  # counts: exact, and summed several times faster than int32
         parts["all", name], parts["in_kept", name] = int(values.sum()), int(values @ is_kept)
     blocks = _blocks(table, kept, {"entropy", *(mapping.measure for mapping in mappings.values())})
     parts["entropy"] = float(blocks["entropy"].values.sum())
