@@ -1,4 +1,4 @@
-"""`east-ray run` for `ray job submit`. Arguments: CONFIG [--set section.key=value ...].
+"""`east-ray run` for `ray job submit` and jobs/slurm.sh. Arguments: CONFIG [--set section.key=value ...].
 
 Any other command: `ray job submit ... -- python -m east_ray weigh CONFIG`.
 """
