@@ -19,7 +19,12 @@ _NOTHING = re.compile(
     r"(?:there (?:is|are) )?(?:no (?:real |such |integer |valid )?(?:solutions?|roots?|values?)(?: exists?)?|(?:the )?empty set)"
 )
 _EVERYTHING = re.compile(r"(?:the set of )?(?:all )?(?:the )?real numbers?|all reals|(?:the )?reals")
-_SYNONYMS = {"true": "yes", "false": "no", "dne": "does not exist", "correct": "yes", "incorrect": "no"}
+_SYNONYMS = {"true": "yes", "false": "no", "dne": "does not exist", "correct": "yes", "incorrect": "no"} | {
+    short: day
+    for day in ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+    for short in (day[:3], day[:4], day[:5])
+    if short in ("mon", "tue", "tues", "wed", "thu", "thur", "thurs", "fri", "sat", "sun")
+}
 
 
 def words(text: str) -> CanonicalAnswer | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from east_ray.answers.sentences import LETTER, NUMERALS, claim, unqualified
+from east_ray.answers.sentences import LETTER, NUMERALS, claim, ending, unqualified
 from east_ray.answers.spellings import CHARACTERS, POWER, RULES, SCRIPTS
 
-MAX_CHARS = 500  # MATH's longest reference has 159; longer answers stay as they are
+MAX_CHARS = 500  # MATH's longest reference has 159; of longer ones only the end is read
 MAX_PASSES = 4  # real answers take two or three
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
@@ -30,7 +30,9 @@ def normalise(answer: str) -> str:
     if "\n" in text:
         text = _NUMBERS_ON_LINES.sub(", ", text).replace("\n", " ")
     if len(text) > MAX_CHARS:
-        return text
+        last = ending(text, MAX_CHARS)
+        stated = normalise(last) if last else text
+        return text if words_in(stated) else stated
     simple = text
     for _ in range(MAX_PASSES):
         if (simpler := _simplify(simple)) == simple:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 LETTER = r"[^\W\d_]"
 MAX_WORDS = 40  # a longer text argues
+MAX_SHORT = 14  # words of a last sentence whose number may stand anywhere: So he can fill 14 bags.
+MAX_UNIT = 4  # words behind a value that ends a sentence: square inches, miles apart
 
 _WORD = re.compile(
     rf"(?<![\\\w{{^])(?:[\u4e00-\u9fff]+|(?![A-Z]{{2,3}}(?!\w)){LETTER}(?:{LETTER}|['’-](?={LETTER}))+(?![\w}}])|[aI](?= {LETTER}{{2}}))"
@@ -46,16 +48,26 @@ _WORKING = frozenset(
 )
 _CLAUSE = frozenset("which that where because since so when while who whose but if".split())
 _JOINING = frozenset("and or plus minus times over remainder und et".split())
+_CONDITIONS = frozenset("when where if since because let not cannot never".split())
+_SETTING = _CONDITIONS | {"as", "with", "for", "at", "than"}  # x = 3 behind them is no result
+_SUPPOSING = frozenset("Let Let's Suppose Assume If Consider Given".split())
+_OPEN = frozenset("not cannot never how whether what find determine calculate compute count consider".split())
+_COMPARED = frozenset("as the that his her their its more".split())
+_LIMITING = frozenset("than between from every per".split())
 _RANGE = frozenset("to by of through from than x".split())
 _CHANGING = frozenset("than base mod hundred thousand million billion trillion dozen am pm".split())
 _REASON = re.compile(
-    r"[,;]? (?:because|since|so that|due to|given that|provided|assuming|such that|where|as an? (?:mixed|decimal|percent|fraction|improper|common)|as (?=there|it|we|the ))(?![a-z]).*$"
+    r"(?:[,;] ?| )(?:because|since|so that|due to|given that|provided|assuming|such that|where|as an? (?:mixed|decimal|percent|fraction|improper|common)|as (?=there|it|we|the ))(?![a-z]).*$"
     r"|[,;]? ?(?:\\forall(?![A-Za-z])|for (?:all|any|every|each|some|arbitrary)(?![a-z])|for [a-z] ?(?=[<>=]|\\)).*$"
     r"|(?:[,;(]| ) ?[a-z](?:, ?[a-z]){0,3} ?\\in ?\{? ?(?:\\mathbb|\\Bbb|\\mathbf|[ZNRQ](?![A-Za-z])).*$",
     re.DOTALL,
 )
 _COMMENT = re.compile(r"(.*?[0-9)}%]) ?[.;] [A-Z][a-z]+ .*", re.DOTALL)
-_SENTENCES = re.compile(r"(?<!Mr)(?<!Mrs)(?<!Ms)(?<!Dr)(?<!St)[.!?] (?=[A-Z])")
+_SENTENCES = re.compile(r"(?<!Mr)(?<!Mrs)(?<!Ms)(?<!Dr)(?<!St)[.!?] +(?=[A-Z])")
+_TASK = re.compile(r"(?:need|have|want|try|going) to (?:find|determine|calculate|compute|count|check)(?![a-z])[^=]*$")
+_TAGS = re.compile(r"(?: ?<[/a-z ]{0,20}>?)+$")
+_ASSIGNMENT = re.compile(r"([A-Za-z]) ?=")
+_FACTOR = re.compile(r"(?<=[0-9)]) ?x ?(?=[0-9(])")
 _NAMED = re.compile(r"(?:It|This|That|Today|[Tt]he [a-z ]{1,40})(?:'s| is| was| will be) (?:an? |the |on )?([A-Za-z]+)")
 _EXISTS = re.compile(
     r"[Tt]here (?:is|are|was|were|will be|would be|must be|can be|remain|remains|exist|exists)(?![a-z])"
@@ -80,7 +92,15 @@ NUMERALS = (
 def unqualified(text: str) -> str:
     r"""Without a reason or qualifier behind it: f(x)=2x \text{ for all real } x; 2n\pi, n\in\mathbb{Z}; 12 because ..."""
     cut = _REASON.sub("", text, count=1)
+    if _SENTENCES.search(text[len(cut) :]) and len(_WORD.findall(cut)) > 2:
+        return text  # what follows the reason is no part of it
     return cut if cut != text and re.search(r"[0-9=\\]|^\(?[A-J]\)?$", cut) else text
+
+
+def ending(text: str, size: int) -> str:
+    """Its last sentences, two or more; empty where the last `size` characters hold fewer."""
+    breaks = list(_SENTENCES.finditer(text, max(0, len(text) - size)))
+    return text[breaks[-2].end() :] if len(breaks) > 1 else ""
 
 
 def claim(text: str) -> str:
@@ -91,17 +111,50 @@ def claim(text: str) -> str:
     if (match := _COMMENT.fullmatch(text)) and not any(word.end() <= match.end(1) for word in words):
         chain = match[1].count("=") > 1 or match[1].count(",") > 3 or match[1] == "1"
         return text if chain else match[1]
-    if _SENTENCES.search(text):
-        last = _SENTENCES.split(text)[-1]
-        stated = claim(last)
-        return stated if stated != last else text
-    if len(words) > MAX_WORDS:
-        return text
+    if len(words) > MAX_WORDS or _SENTENCES.search(text):
+        return conclusion(text) or text
     opening = _THEREFORE.match(text)
     if opening and opening.end() < len(text):
         stated = claim(text[opening.end() :])
         return text if stated == text[opening.end() :] and _WORD.search(stated) else stated
-    return _stated(text, _tokens(text, words)) or text
+    return _stated(text, _tokens(text, words)) or conclusion(text) or text
+
+
+def conclusion(text: str) -> str | None:
+    """What the last sentence says that there is, or the value it ends in: so the area is 3 * 4 = 12 square cm.
+
+    Of prose nothing else is read: a number inside a sentence may be any number.
+    """
+    last = _SENTENCES.split(_TAGS.sub("", text))[-1]
+    if opening := _THEREFORE.match(last):
+        last = last[opening.end() :]
+    tokens = _tokens(last, [word for word in _WORD.finditer(last) if word[0] not in _FUNCTIONS])
+    numbers = [place for place, token in enumerate(tokens) if token.kind == "number"]
+    if not numbers or last.endswith("?") or tokens[0].text in _SUPPOSING - {"If"} or _TASK.search(last):
+        return None
+    place = numbers[-1]
+    after = [token for token in tokens[place + 1 :] if token.text != "."]
+    words = sum(token.kind == "word" for token in tokens)
+    if (_EXISTS.match(last) and words <= MAX_WORDS) or ((opening or len(numbers) == 1) and words <= MAX_SHORT):
+        multiple = len(after) > 1 and after[0].text == "times" and after[1].text in _COMPARED
+        return None if multiple else _stated(last, tokens)
+    start = max((at for at in range(place) if tokens[at].kind == "number" or tokens[at].text in (",", ";")), default=-1)
+    is_result = "=" in tokens[place].text
+    stated = [number for number in numbers if _is_stated(tokens, number)]
+    if (
+        not stated
+        or stated[-1] != place
+        or len(after) > MAX_UNIT + 2 * is_result
+        or any(not token.text.isalpha() or token.text in _JOINING for token in after)
+        or any(token.text.lower() in _CONDITIONS for token in tokens[start + 1 : place])
+        or len({match[1] for token in tokens if (match := _ASSIGNMENT.match(token.text))}) > 1
+    ):
+        return None
+    joined = any(token.text in ("and", "or") for token in tokens[stated[0] : place])
+    equals = is_result or tokens[place - 1].text == "equals"
+    if not equals and (joined or _is_circumstance(tokens[: numbers[0]])):
+        return None
+    return _FACTOR.sub(r"\\times ", tokens[place].text)
 
 
 def _tokens(text: str, words: Sequence[re.Match[str]]) -> list[Token]:
@@ -140,6 +193,8 @@ def _stated(text: str, tokens: Sequence[Token]) -> str | None:
         named = _NAMED.fullmatch(text.strip(" ."))
         return named[1] if named and named[1].lower() not in _VERBS else None
     first = numbers[0]
+    if any(token.text in _SUPPOSING for token in tokens[1:]):
+        return None
     if (tokens[0].text in _WORKING and "=" not in tokens[numbers[-1]].text) or (
         first == 0 and tokens[1:] and tokens[1].text == ":"
     ):
@@ -158,7 +213,8 @@ def _stated(text: str, tokens: Sequence[Token]) -> str | None:
             return " or ".join(texts[::2])  # 0.35 or 35%
         return None if several or _joined(tokens, last) else _with_time(tokens, last)
     head = [token.text.lower() for token in tokens[:first] if token.kind == "word"]
-    plain = (
+    limits = first > 0 and (tokens[first - 1].text in _LIMITING or head[-3:] == ["or", "equal", "to"])
+    plain = not (limits or _OPEN.intersection(head)) and (
         set(head) <= _HEDGING
         or bool(_VERBS.intersection(head))
         or any(re.fullmatch("[a-z]{2,}ed", word) for word in head)
@@ -182,9 +238,11 @@ def _is_circumstance(head: Sequence[Token]) -> bool:
 def _is_stated(tokens: Sequence[Token], place: int) -> bool:
     """Is it what stands behind "is" or "=", hedges aside?"""
     if "=" in tokens[place].text:
-        return True
+        before = tokens[place - 1].text.lower() if place else ""
+        return before not in _CONDITIONS and not (before in _SETTING and _ASSIGNMENT.match(tokens[place].text))
     for before, token in reversed(list(enumerate(tokens[:place]))):
-        if (tokens[before - 1].text if before else "", token.text) in (("to", "be"), ("or", "equal")):
+        previous = tokens[before - 1].text if before else ""
+        if (previous, token.text) in (("to", "be"), ("or", "equal")) or previous in ("not", "cannot"):
             return False
         if (
             token.text in _STATING

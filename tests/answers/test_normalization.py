@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from east_ray.answers.normalization import normalise
+from east_ray.answers.canonical import parse
+from east_ray.answers.normalization import normalise, words_in
 from tests.support import hostile
 
 
@@ -61,6 +62,44 @@ from tests.support import hostile
 )
 def test_answers_are_spelled_one_way(answer: str, normal: str) -> None:
     assert normalise(answer) == normal
+
+
+@pytest.mark.parametrize(
+    ("prose", "value"),
+    [
+        ("A crate holds 6 jars, 4 to a row. Since there are 9 crates, there are 9 x 6 = 54 jars.", r"9\times 6=54"),
+        ("The three sides are 5, 6, and 8, and their sum is $5 + 6 + 8 = 19$.", "5+6+8=19"),
+        ("Each tile is 3 cm wide. So the width, which is seven tiles, is 21 cm.", "21"),
+        ("We have 40 nails and use 12. Therefore, she can hang 28 pictures in 2 rooms.", "28"),
+        ("The multiples are 7, 14, 21 and 28. There are 4 of them.", "4"),
+        ("Substituting $b=2$, we get $5b = 10$.</think>", "5b=10"),
+        ("When $b=2$, the expression equals $10$.", "10"),
+        ("17, because 4 of 21 are broken, and 21 - 4 is the rest", "17"),
+        ("Take both rows in turn. " * 30 + "Thus, the total is 8 + 9 = 17 seats.", "8+9=17"),
+    ],
+)
+def test_prose_states_the_value_that_its_last_sentence_ends_in(prose: str, value: str) -> None:
+    assert normalise(prose) == value
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "We list the divisors. Now we need only those that are less than or equal to $8$.",
+        "We know the first and the last. So we need to find how many multiples of 6 there are between 6 and 90.",
+        "The smallest such length could not be zero since zero is no length",
+        "There are 3 boys for each girl who came. The rest is decided by the teacher alone.",
+        "Let the side be $s$. Then we look for the smallest side that is 12 longer than another. We try each.",
+        "It weighs 7 kg. This means the load is 50 times the weight of the box.",
+        "The width of the box is 20 cm, and its length is 60 cm. Its sides are 20 and 60.",
+        "The first scale is in pounds. What if the second were 30?",
+    ],
+)
+def test_prose_that_only_mentions_a_number_is_no_number(prose: str) -> None:
+    canonical = parse(normalise(prose))
+    assert canonical is not None
+    assert canonical.key.startswith(("text", "words"))
+    assert len(words_in(normalise(prose))) > 4
 
 
 @given(st.text(max_size=80))

@@ -87,6 +87,8 @@ EQUAL = {
         ("91, 304", "304 and 91"),
         ("91, 304", "91,304"),
         (r"\emptyset", "no solution"),
+        ("Thursday", r"\text{Thurs}"),
+        (r"\text{Tuesday}", "Tue"),
         (r"\mathbb{R}", "all real numbers"),
         (r"\begin{cases}x=4\\y=7\end{cases}", "x=4, y=7"),
         (r"\begin{pmatrix} 2/9 \\ 4/9 \end{pmatrix}", r"\frac{2}{9}\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
