@@ -25,10 +25,10 @@ def test_a_finished_set_asked_for_again_costs_at_most_five_requests_per_shard() 
             graded = pa.Table.from_pylist([grades_row(f"q{index}", ["gold", "b"])], schema=GRADES)
             shards.write_grades(run, graded, "grades", index, footer)
         shards._footers.clear()
-        server.requests.clear()
+        server.clear()
         again = rollouts.grade_samples(run, "samples", "grades", grading=GradingConfig())
         assert again.reused_shards == again.shards == SHARDS
         assert server.requests.total() <= 5 * SHARDS
-        server.requests.clear()
+        server.clear()
         rollouts.grade_samples(run, "samples", "grades", grading=GradingConfig())
         assert server.requests.total() <= 10

@@ -301,7 +301,7 @@ def test_a_store_that_refuses_for_a_while_is_asked_again(
     run.write_table(pa.table({"a": [1]}), "kept", "shard-00000.parquet")
     server.refuse(6)
     ACTIONS[action](run)
-    assert server._refused == 0
+    assert server.refusals_left == 0
 
 
 def test_a_filesystem_given_to_ray_is_as_patient(server: S3Server, s3_uri: str) -> None:
