@@ -16,6 +16,7 @@ from east_ray.records import CORRECT, GRADES, SAMPLES, UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.engine import question_seed
 from east_ray.rollouts.run import RolloutJob, grade_samples
+from east_ray.runs.directory import RunDirectory
 from tests.support.fake_engine import completion
 from tests.support.rollout_runs import JOB, content, make_run, roll_out
 
@@ -155,22 +156,23 @@ def test_several_models_share_one_engine(tmp_path: Path) -> None:
     assert content(run, "a/samples") != content(run, "b/samples")
 
 
-def test_each_model_gets_a_fresh_engine_where_weights_cannot_be_exchanged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_model_gets_a_fresh_engine_where_weights_cannot_be_exchanged(tmp_path: Path) -> None:
     exchanged, separate = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     jobs = [RolloutJob(f"model-{m}", JOB.questions, f"{m}/samples", f"{m}/grades") for m in "ab"]
     directories = [f"{m}/{kind}" for m in "ab" for kind in ("samples", "grades")]
-    roll_out(exchanged, *jobs)
     one = {
         "min_engines": 1,
         "max_engines": 1,
     }  # of several engines each could happen to get the shards of one model alone
 
-    with caplog.at_level("INFO", logger="east_ray"):
-        summaries = roll_out(separate, *jobs, behaviour={"directory": str(tmp_path), "no_exchange": True}, **one)
+    roll_out(exchanged, *jobs, **one)
+    summaries = roll_out(separate, *jobs, behaviour={"directory": str(tmp_path), "no_exchange": True}, **one)
 
-    assert caplog.text.count("the head keeps its old values; each model gets a fresh engine") == 1
+    def weights(run: RunDirectory) -> set[str]:
+        return {shards.read_footer(run, f"{m}/samples", i)["weights"] for m in "ab" for i in range(5)}  # type: ignore[index]
+
+    assert weights(exchanged) == {"loaded", "exchanged"}
+    assert weights(separate) == {"loaded"}
     assert engines_started(tmp_path) >= 2
     assert content(separate, *directories) == content(exchanged, *directories)
     assert [summary.samples for summary in summaries] == [40, 40]
