@@ -65,8 +65,8 @@ def probe_grading() -> Iterator[Finding]:
     yield _finding(
         "grading",
         seconds <= most and after is not None and after[0] and not any(result and result[0] for result in hostile),
-        f"{len(HOSTILE)} endless answers stopped within {most:g} s, none called right, and 1/2 = 0.5 afterwards",
-        f"{seconds:.1f} s, {sum(r is None for r in hostile)} stopped, 1/2 = 0.5 {bool(after and after[0])}",
+        f"{len(HOSTILE)} endless comparisons over within {most:g} s, none called right, and 1/2 = 0.5 afterwards",
+        f"{seconds:.1f} s, {sum(r is None for r in hostile)} of them killed, 1/2 = 0.5 {bool(after and after[0])}",
         "grading may hang or misjudge: install the pinned math-verify and sympy",
     )
 
