@@ -25,13 +25,35 @@ for name, value in (QUIET | ENVIRONMENT).items():
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def heard() -> None:
-    """Let our loggers be heard in every test: commands and libraries that an earlier test ran may have switched them off."""
+class Lines(logging.Handler):
+    """Keeps (level, message) of every record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append((record.levelname, record.getMessage()))
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[tuple[str, str]]]:
+    """(level, message) of what reading and importing log. Unlike caplog it does not pass through the root logger, whose
+    handlers libraries that an earlier test started may have replaced.
+    """
+    handler, loggers = (
+        Lines(),
+        [logging.getLogger(f"east_ray.{n}") for n in ("questions.questions", "rollouts.imported")],
+    )
     logging.disable(logging.NOTSET)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.split(".")[0] == "east_ray" and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
+    for logger in loggers:
+        logger.disabled = False
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    yield handler.records
+    for logger in loggers:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -87,12 +87,12 @@ def test_a_json_array_that_ends_early_or_holds_no_objects_is_named(tmp_path: Pat
 
 
 def test_numinamath_marks_of_questions_without_answer_are_told_or_skipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, log_lines: list[tuple[str, str]]
 ) -> None:
     answers = ("proof", "3", "notfound", "proof")
     source = write(tmp_path / "q.jsonl", *({"question": f"q{i}", "answer": a} for i, a in enumerate(answers)))
     assert len(load_questions(source, COLUMNS)) == 4
-    assert "the reference of 3 questions is proof or notfound" in caplog.text
+    assert "the reference of 3 questions is proof or notfound" in str(log_lines)
     kept = load_questions(source, COLUMNS.model_copy(update={"skip_without_reference": True}))
     assert [q.reference for q in kept] == ["3"]
 
@@ -200,7 +200,7 @@ def test_held_out_questions_are_never_trained_on(tiny_model: Path, tiny_question
 
 
 def test_repeated_texts_stay_on_one_side_of_the_split_and_test_questions_out_of_validation(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_model: Path, tmp_path: Path, log_lines: list[tuple[str, str]]
 ) -> None:
     rows = [
         {"id": f"{copy}-{i}", "question": f"Start with {i},{' ' * copy} then +{i}.", "answer": 2 * i}
@@ -225,8 +225,8 @@ def test_repeated_texts_stay_on_one_side_of_the_split_and_test_questions_out_of_
     assert not texts["validation"] & texts["test"]
     assert summary.validation == 3 * len(texts["validation"]) > 0
     assert (summary.repeated_train, summary.repeated_test, summary.in_test) == (80, 0, 60)
-    assert "repeats 80 questions" in caplog.text
-    assert "60 training questions are also test questions" in caplog.text
+    assert "repeats 80 questions" in str(log_lines)
+    assert "60 training questions are also test questions" in str(log_lines)
 
 
 def test_training_questions_that_are_also_test_questions_are_found(tiny_model: Path, tmp_path: Path) -> None:

@@ -88,10 +88,10 @@ def test_text_finds_the_question_whatever_its_id_case_and_spaces(bring: Any) -> 
 
 
 def test_an_import_warns_of_questions_without_completions_and_of_lines_without_question(
-    bring: Any, caplog: pytest.LogCaptureFixture
+    bring: Any, log_lines: list[tuple[str, str]]
 ) -> None:
     bring([{"question": "What is love?", "responses": ["x"]}, {"id": "q1", "responses": ["y"]}])
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [message for level, message in log_lines if level == "WARNING"]
     assert len(warnings) == 2
     assert warnings[0].startswith("6 of 7 questions have no completion in ")
     assert warnings[1].startswith("1 of 2 lines of ")
