@@ -20,21 +20,12 @@ from east_ray.formatting import duration, percent
 from east_ray.preflight.actual import recorded_comparison
 from east_ray.report.data import Chapter, ReportData, Table, slug, titled
 from east_ray.weighting.mappings import effective_sample_size
+from east_ray.weighting.weigh import COUNT_COLUMNS
 
 MAX_CURVES = 7  # as many as there are colours
 MODEL_STEPS = ("sample", "train", "validate", "evaluate")  # their tokens went through a model
 MAX_HISTOGRAMS = 4  # drawn over each other
 MAX_IDS = 5  # questions named per reason
-COUNT_COLUMNS = [
-    "num_samples",
-    "num_correct",
-    "num_incorrect",
-    "num_errors",
-    "num_unanswered",
-    "num_truncated",
-    "num_positives",
-    "num_negatives",
-]
 MAX_POINTS = 240  # of one curve; longer ones are averaged over neighbouring steps
 
 CURVES = (
@@ -100,10 +91,10 @@ def weights(f: ReportData) -> Chapter | None:
 
 def completions_table(f: ReportData) -> Table:
     """Verdicts of the sampled or imported completions."""
-    rows, imported = [], ""
+    rows, imported, columns = [], "", ["num_samples", *COUNT_COLUMNS]
     for name, directory in f.weight_directories().items():
-        counts = f.run.read_table(directory, "grades", columns=COUNT_COLUMNS)
-        samples, *others, positives, negatives = (int(np.sum(counts[column])) for column in COUNT_COLUMNS)
+        counts = f.run.read_table(directory, "grades", columns=columns)
+        samples, *others, positives, negatives = (int(np.sum(counts[column])) for column in columns)
         others.append(positives + negatives)
         rows.append((name, f"{samples:,}", *(percent(count / max(samples, 1)) for count in others)))
         if file := (f.run.manifest(f"{directory}/samples") or {}).get("settings", {}).get("imported"):
