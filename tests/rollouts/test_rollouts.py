@@ -171,7 +171,7 @@ def test_each_model_gets_a_fresh_engine_where_weights_cannot_be_exchanged(tmp_pa
     def weights(run: RunDirectory) -> set[str]:
         return {shards.read_footer(run, f"{m}/samples", i)["weights"] for m in "ab" for i in range(5)}  # type: ignore[index]
 
-    assert weights(exchanged) == {"loaded", "exchanged"}
+    assert "exchanged" in weights(exchanged)  # all of them, when the second model's shards happened to come first
     assert weights(separate) == {"loaded"}
     assert engines_started(tmp_path) >= 2
     assert content(separate, *directories) == content(exchanged, *directories)
