@@ -49,7 +49,10 @@ def _entropies(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         return result_Q
     starts = offsets[:-1][clusters_Q > 0]
     sizes = _largest_first(np.asarray(sizes), starts)
-    totals = np.diff(np.cumsum(sizes, dtype=np.int64).take(np.append(starts[1:], len(sizes)) - 1), prepend=0)
+    ends = np.cumsum(sizes, dtype=np.int32).take(
+        np.append(starts[1:], len(sizes)) - 1
+    )  # may wrap: differences are right
+    totals = np.diff(ends, prepend=np.int32(0))
     log, size_log = _logs(int(totals.max()))
     # ln n - sum m ln m / n, which would be off by a rounding error where it is 0. `take` is three times as fast as [].
     result_Q[clusters_Q > 0] = log.take(totals) - np.add.reduceat(size_log.take(sizes), starts) / totals

@@ -180,8 +180,11 @@ def _shard_sums(
     shard: str,
 ) -> ShardSums:
     """What one shard adds to the funnel and to every mapping's normaliser."""
-    unused = {"mean_tokens"} if excluded else {"mean_tokens", "question_id"}
-    table = run.read_table(grades, shard, columns=[name for name in COLUMNS if name not in unused])
+    measures = {"entropy", *(mapping.measure for mapping in mappings.values())}
+    # A measure that is not ours may read any of COLUMNS.
+    unused = {"question_id", "largest_wrong", "mean_tokens"} if measures == {"entropy"} else set()
+    columns = [name for name in COLUMNS if name not in unused or (excluded and name == "question_id")]
+    table = run.read_table(grades, shard, columns=columns)
     codes = drop_codes(table, keep, excluded)
     kept = codes == 0
     parts: dict[Any, Any] = {"shortfall": len(table) - table["shortfall"].null_count}
@@ -194,7 +197,7 @@ def _shard_sums(
     for name in COUNT_COLUMNS:
         values[:] = table[name].to_numpy()  # counts: exact, and summed several times faster than int32
         parts["all", name], parts["in_kept", name] = int(values.sum()), int(values @ is_kept)
-    blocks = _blocks(table, kept, {"entropy", *(mapping.measure for mapping in mappings.values())})
+    blocks = _blocks(table, kept, measures)
     parts["entropy"] = float(blocks["entropy"].values.sum())
     for column, mapping in mappings.items():
         parts[column] = totals_of(blocks[mapping.measure], mapping, previous.get(column))

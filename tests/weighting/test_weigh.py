@@ -19,7 +19,7 @@ from east_ray.runs import shard_tasks
 from east_ray.runs.directory import RunDirectory
 from east_ray.weighting.health import WeightHealth, unhealthy
 from east_ray.weighting.mappings import WeightMapping, effective_sample_size, weights
-from east_ray.weighting.weigh import measure_table, weigh
+from east_ray.weighting.weigh import MEASURE_FUNCTIONS, measure_table, weigh
 from tests.support.graded import grades_row, write_shards
 
 EXPONENTS = (-3, 0, 0.5, 1, 1.5, 3)
@@ -93,6 +93,16 @@ def test_other_shards_and_another_order_move_weights_by_rounding_alone(tmp_path:
     for mapping in MAPPINGS:
         expected = once[mapping.column].drop_null().to_numpy()
         assert again[mapping.column].drop_null().to_numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_measure_of_ones_own_may_read_any_column_that_weighing_reads(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MEASURE_FUNCTIONS, "length", lambda grades: grades["mean_tokens"].to_numpy())
+    table = weighed(run, questions(30), 10, mappings=[WeightMapping("length", "mean")])
+    kept = table.filter(table["reason"].is_null())
+    tokens = kept["mean_tokens"].to_numpy()
+    assert np.allclose(kept["weight_length_mean"].to_numpy(), tokens / tokens.mean(), rtol=1e-12)
 
 
 def test_the_funnel_counts_every_question_and_completion_once(run: RunDirectory) -> None:
