@@ -1,14 +1,17 @@
-# Everything starts here: `make demo` runs the whole loop on this machine, `make test` runs the tests.
+# Everything starts here; `make` alone lists it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo setup test test-fast check bench clean
+.PHONY: help demo setup test test-fast check bench clean
 
-demo: setup
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
+
+demo: setup ## the whole loop on the bundled tiny model: a table and a report, in about three minutes
 	$(BIN)/east-ray run jobs/configs/tiny.toml
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready ## a virtual environment in .venv with everything in it
 
 # torch first: where the plain index has no CPU build, uv knows PyTorch's own. The torchvision, torchaudio and torchcodec
 # that come along are CUDA builds, which break `import transformers` beside a CPU torch.
@@ -21,21 +24,20 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-test: setup
+test: setup ## all tests but the slow ones
 	$(BIN)/python -m pytest
 
-# The tests that start neither an engine nor Ray.
-test-fast: setup
+test-fast: setup ## the tests that start neither an engine nor Ray
 	$(BIN)/python -m pytest tests/answers tests/config tests/evaluation tests/preflight tests/questions tests/report \
 		tests/weighting tests/test_docs.py tests/test_public_api.py tests/test_rooms.py
 
-check: setup
+check: setup ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: setup
+bench: setup ## the benchmarks of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
 
-clean:
+clean: ## remove what setup and the build made
 	rm -rf $(VENV) build dist *.egg-info

@@ -101,22 +101,26 @@ def _parser() -> argparse.ArgumentParser:
         )
         return sub
 
-    run = with_config("run", "run the whole loop; continues where it stopped, a finished run is a no-op", _run)
+    run = with_config("run", "run the whole loop, or continue it where it stopped; a finished run is a no-op", _run)
     run.add_argument(
         "--restart-from", metavar="STEP", help="discard this step and all after it: " + ", ".join(STEP_COMMANDS)
     )
     for name, text in STEP_COMMANDS.items():
         with_config(name, f"run one step: {text}", _run)
     imports = with_config(
-        "import-samples", "bring completions sampled elsewhere, in place of `sample`", _import_samples
+        "import-samples", "import completions sampled elsewhere, in place of `sample`", _import_samples
     )
     imports.add_argument("file", help="JSONL, JSONL.gz or Parquet with an id or question and its completions per line")
-    with_config("sweep", "train and compare many arms on one set of samples", _sweep)
-    with_config("reproduce", "a whole column of the paper's tables and figures", _reproduce)
+    with_config("sweep", "train and compare many arms on one set of samples", _run)
+    with_config("reproduce", "train every arm of one column of the paper's Table 1, and of its figures", _run)
     with_config("config", "print the resolved configuration", _config)
     planned = with_config("plan", "estimate tokens, memory, time and price before spending them", _plan)
     planned.add_argument(
-        "--pool", action="append", default=[], metavar="COUNTxDEVICE", help="e.g. 8xH100 (prices.toml); may be repeated"
+        "--pool",
+        action="append",
+        default=[],
+        metavar="COUNTxDEVICE",
+        help="e.g. 8xH100 (devices: see preflight/prices.toml); may be repeated",
     )
     planned.add_argument(
         "--for",
@@ -125,11 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         default="run",
         help="which command to plan",
     )
-    doctor = command("doctor", "find out what is wrong with this machine or config", _doctor)
+    doctor = command("doctor", "check this machine and a config, and say how to fix what is wrong", _doctor)
     doctor.add_argument("config", nargs="?", help="TOML file")
     doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     doctor.add_argument(
-        "--probe", action="store_true", help="also run engine, training and grading once, and say what they really do"
+        "--probe",
+        action="store_true",
+        help="also run the engine, training and grading once, and say what they really do",
     )
     for name, text, call in (
         ("report", "write the HTML report of a run directory", _report),
@@ -141,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sufficiency", "show whether fewer samples per question would have given the same weights", _sufficiency),
     ):
         command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
-    compared = command("compare", "two evaluated models or runs, question by question", _compare)
+    compared = command("compare", "compare two evaluated models or runs, question by question", _compare)
     for side in ("a", "b"):
         compared.add_argument(side, help="run directory, or one model's inside it, e.g. RUN/round-00/arms/east")
     export = command("export", "copy a round's training examples to a directory as a Hugging Face dataset", _export)
@@ -155,11 +161,19 @@ def _load(arguments: argparse.Namespace) -> Config:
     return load(arguments.config, arguments.set)
 
 
+def _expand(config: Config, command: str) -> Config:
+    """The config with the arms that a command trains."""
+    from east_ray.arms import paper_arms, sweep_arms
+
+    return {"sweep": sweep_arms, "reproduce": paper_arms}.get(command, lambda config: config)(config)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from east_ray.launch import run_and_show
 
-    only = None if arguments.command == "run" else arguments.command
-    return run_and_show(_load(arguments), only=only, restart=getattr(arguments, "restart_from", None))
+    only = arguments.command if arguments.command in STEP_COMMANDS else None
+    config = _expand(_load(arguments), arguments.command)
+    return run_and_show(config, only=only, restart=getattr(arguments, "restart_from", None))
 
 
 def _import_samples(arguments: argparse.Namespace) -> None:
@@ -168,31 +182,15 @@ def _import_samples(arguments: argparse.Namespace) -> None:
     import_file(_load(arguments), arguments.file)
 
 
-def _sweep(arguments: argparse.Namespace) -> int:
-    from east_ray.arms import sweep_arms
-    from east_ray.launch import run_and_show
-
-    return run_and_show(sweep_arms(_load(arguments)))
-
-
-def _reproduce(arguments: argparse.Namespace) -> int:
-    from east_ray.arms import paper_arms
-    from east_ray.launch import run_and_show
-
-    return run_and_show(paper_arms(_load(arguments)))
-
-
 def _config(arguments: argparse.Namespace) -> None:
     print(json.dumps(_load(arguments).model_dump(mode="json"), indent=2))  # noqa: T201
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from east_ray.arms import paper_arms, sweep_arms
     from east_ray.preflight.estimate import estimate
     from east_ray.preflight.plan import render
 
-    expand = {"run": lambda config: config, "sweep": sweep_arms, "reproduce": paper_arms}[arguments.command_to_plan]
-    print(render(estimate(expand(_load(arguments)), arguments.pool)))  # noqa: T201
+    print(render(estimate(_expand(_load(arguments), arguments.command_to_plan), arguments.pool)))  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

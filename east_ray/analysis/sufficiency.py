@@ -73,7 +73,7 @@ def sufficiency(run: RunDirectory, *, grades: str = "round-00/grades") -> Suffic
     config = run.config()
     shards = run.list(grades, suffix=".parquet")
     if not shards:
-        raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
+        raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify CONFIG` first")
     drawn = _read(run, grades, shards)
     if config.selection.exclude_test_questions:
         drawn = drawn.where(~np.isin(drawn.ids, list(in_test_set(run, "questions"))))

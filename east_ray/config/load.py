@@ -6,9 +6,9 @@ import difflib
 import re
 import reprlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -116,11 +116,15 @@ class Config(Section):
     def for_arm(self, arm: Arm) -> Config:
         """This config with the arm's settings applied and the arms themselves left out."""
         data = self.model_dump(exclude={"arms", "sweep", "reproduce"})
+        sections: dict[str, Any] = {}
         for dotted, value in arm.set.items():
             _assign(data, dotted, value)
-        return Config.model_construct(
-            **{name: type(getattr(self, name)).model_validate(data[name]) for name in data}, arms=(arm,)
-        )
+        for name, settings in data.items():
+            try:
+                sections[name] = type(getattr(self, name)).model_validate(settings)
+            except ValidationError as error:
+                raise UserError(_explain_all(error, f"arm {arm.name!r}", name)) from None
+        return Config.model_construct(**sections, arms=(arm,))
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -152,7 +156,7 @@ def from_dict(data: Mapping[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+        raise UserError(_explain_all(error, source)) from None
 
 
 def _parse_value(text: str) -> Any:
@@ -191,27 +195,40 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = value
 
 
-def _explain(item: Any, source: str) -> str:
-    dotted = ".".join(str(part) for part in item["loc"])
+def _explain_all(error: ValidationError, source: str, *section: str) -> str:
+    """One line per error, unknown keys first: a misspelt section is also a missing one."""
+    items = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    return "\n".join(_explain(item, (*section, *item["loc"]), source) for item in items)
+
+
+def _explain(item: Any, location: tuple[Any, ...], source: str) -> str:
+    dotted = ".".join(map(str, location))
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), _names_at(item["loc"][:-1]), n=1)
-        known = (
-            f"did you mean {'.'.join([*map(str, item['loc'][:-1]), near[0]])}?"
-            if near
-            else "`east-ray config CONFIG` prints every key of a valid config"
-        )
-        return f"{source}: unknown key {dotted}; {known}"
+        *parents, name = map(str, location)
+        near = difflib.get_close_matches(name, _keys_at(location[:-1]), n=1)
+        known = [".".join([*parents, key]) for key in near]
+        known += [
+            f"{section}.{name}" for section in Config.model_fields if not parents and name in _keys_at((section,))
+        ]
+        remedy = f"did you mean {known[0]}?" if known else "`east-ray config CONFIG` prints every key of a valid config"
+        return f"{source}: unknown key {dotted}; {remedy}"
     if item["type"] == "missing":
-        return f"{source}: {dotted} is required; add it or pass --set {dotted}=..."
+        keys = " and ".join(_keys_at(location, required=True))
+        remedy = f"add a section [{dotted}] with {keys}" if keys else f"add it or pass --set {dotted}=..."
+        return f"{source}: {dotted} is required; {remedy}"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_pattern_mismatch":
+        message = "use letters, digits and _ . + = -, beginning with a letter or digit"
     got = "" if isinstance(item["input"], dict | Section) else f" (got {reprlib.repr(item['input'])})"
-    return f"{source}: {dotted or 'config'}: {message}{got}"
+    return ": ".join([source, *([dotted] if dotted else []), message]) + got
 
 
-def _names_at(location: tuple[Any, ...]) -> list[str]:
+def _keys_at(location: Sequence[Any], required: bool = False) -> list[str]:
+    """Keys of the section at a place in the config, or the required ones; none where a value stands."""
     section: Any = Config
     for part in location:
-        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else Arm
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), Arm)
-    return list(section.model_fields)
+        if isinstance(part, str):  # not the number of an arm
+            field = section.model_fields.get(part)
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), Section)
+    return [name for name, field in section.model_fields.items() if field.is_required() or not required]

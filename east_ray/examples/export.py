@@ -30,7 +30,7 @@ def export_dataset(run: RunDirectory, parent: str, target: str) -> Path:
     """
     losses = [name for name in EXAMPLES if run.exists(parent, "examples", f"{name}.parquet")]
     if not losses:
-        raise UserError(f"{run.uri_of(parent, 'examples')} holds no examples; run `east-ray select` first")
+        raise UserError(f"{run.uri_of(parent, 'examples')} holds no examples; run `east-ray select CONFIG` first")
     directory = Path(target).expanduser()
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty; choose another directory")

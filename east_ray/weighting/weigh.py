@@ -71,7 +71,7 @@ def weigh(
     """
     shards = run.list(grades, suffix=".parquet")
     if not shards:
-        raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify` first")
+        raise UserError(f"{run.uri_of(grades)} holds no grades; run `east-ray verify CONFIG` first")
     funnel, fits = fit_mappings(run, grades, shards, mappings, selection.keep, excluded)
     write = partial(_write_shard, run, grades, output, selection.keep, excluded, fits)
     healths = reduce_shards(write, shards)

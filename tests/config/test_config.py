@@ -26,6 +26,9 @@ def test_defaults_are_the_papers_values() -> None:
     ("change", "words"),
     [
         ({"modle": {}}, ["modle", "did you mean model?"]),
+        ({"num_samples": 3}, ["unknown key num_samples; did you mean sampling.num_samples?"]),
+        ({"arms": [{"nam": "a"}]}, ["unknown key arms.0.nam; did you mean arms.0.name?"]),
+        ({"arms": [{"name": "a/b"}]}, ["arms.0.name: use letters, digits", "'a/b'"]),
         ({"sampling": {"num_sample": 3}}, ["sampling.num_sample", "did you mean sampling.num_samples?"]),
         ({"training": {"lora": {"rnk": 3}}}, ["training.lora.rnk", "training.lora.rank"]),
         ({"training": {"batch_size": 6}}, ["training", "batch_size=6", "micro_batch_size x workers = 4 x 1 = 4"]),
@@ -54,8 +57,17 @@ def test_a_missing_required_key_says_how_to_give_it() -> None:
         from_dict({"model": {}, "questions": {"train": "q"}}, "here")
 
 
+def test_a_misspelt_section_is_named_before_the_section_it_leaves_missing() -> None:
+    with pytest.raises(UserError) as caught:
+        from_dict({"modle": {"path": "m"}, "questions": {"train": "q"}}, "here")
+    assert str(caught.value).splitlines() == [
+        "here: unknown key modle; did you mean model?",
+        "here: model is required; add a section [model] with path",
+    ]
+
+
 def test_an_arms_wrong_setting_is_found_before_anything_runs() -> None:
-    with pytest.raises(UserError, match="exponnent"):
+    with pytest.raises(UserError, match=r"arm 'a': unknown key weighting.exponnent; did you mean weighting.exponent\?"):
         from_dict({**MINIMAL, "arms": [{"name": "a", "set": {"weighting.exponnent": 2}}]}, "here")
 
 
