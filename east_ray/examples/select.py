@@ -70,7 +70,7 @@ def select(
     """
     shards = run.list(weights, suffix=".parquet")
     if not shards:
-        raise UserError(f"{run.uri_of(weights)} holds no weights; run `east-ray weigh` first")
+        raise UserError(f"{run.uri_of(weights)} holds no weights; run `east-ray weigh CONFIG` first")
     columns = [name for name in run.read_table(weights, shards[0]).column_names if name.startswith("weight_")]
     pick = partial(
         _select_shard,
