@@ -193,7 +193,7 @@ def ray_nodes(nodes: Mapping[str, Mapping[str, object]]) -> Iterator[Nodes]:
     with short_directory() as directory:
         environment = os.environ | ENVIRONMENT | {"RAY_TMPDIR": str(directory)}
         environment.pop("RAY_ADDRESS", None)
-        command = [sys.executable, str(ROOT / "tests" / "node_keeper.py"), json.dumps(nodes)]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "node_keeper.py"), json.dumps(nodes)]
         with (directory / "keeper.log").open("w") as log:
             keeper = subprocess.Popen(
                 command,
