@@ -136,15 +136,17 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
 
     from east_ray.console import quiet_ray_data
     from east_ray.rollouts.actors import RolloutSpec
+    from east_ray.rollouts.attempts import Attempts
     from east_ray.rollouts.pools import engine_pool, shard_row
     from east_ray.rollouts.shards import Shard, count_questions, count_shards
+    from east_ray.runs.cluster import on_driver_node
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
-    spec = RolloutSpec(run, [JOB], model, sampling, seed, round_index, "", open_timed)
+    spec = RolloutSpec(run, [JOB], model, sampling, seed, round_index, open_timed)
     with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)
-        dataset = engine_pool(dataset, count, spec)
+        dataset = engine_pool(dataset, count, spec, on_driver_node(Attempts), 0)
         assert sum(len(batch["job"]) for batch in dataset.iter_batches(batch_size=None)) == count
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from east_ray.config.sections import ModelConfig
-from east_ray.records import UserError
+from east_ray.records import Unavailable, UserError
 from east_ray.runs.directory import MANIFEST, RunDirectory, fingerprint_source
 from east_ray.runs.storage import Directory
 
@@ -139,10 +139,26 @@ def _lock(name: str) -> Any:
 
 def _cannot_fetch(path: str, error: Exception) -> UserError:
     """Hub errors have no common base: no network, no such name, no permission, ..."""
-    return UserError(
+    kind = UserError if _is_final(error) else Unavailable
+    return kind(
         f"model.path={path!r} is not a directory here and cannot be fetched from the hub ({_first_line(error)}); "
         "check the name, `hf auth login` and the network, or download it first and give its directory"
     )
+
+
+def _is_final(error: BaseException | None) -> bool:
+    """Would asking again bring the same answer? A hub that is overloaded or out of reach may answer later."""
+    from huggingface_hub import errors
+
+    final = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
+    final += (errors.DisabledRepoError, errors.HFValidationError, errors.OfflineModeIsEnabled)
+    while error is not None:
+        if isinstance(error, final):
+            return True
+        if isinstance(error, errors.HfHubHTTPError) and 400 <= error.response.status_code < 500:
+            return error.response.status_code not in (408, 429)
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,10 @@ class UserError(ValueError):
     """An error the user can fix. The message names the thing, its value and the remedy; no traceback is shown."""
 
 
+class Unavailable(UserError):
+    """One that may pass by itself, or not be there on another machine: the hub does not answer, a disk is full."""
+
+
 CORRECT = "correct"
 INCORRECT = "incorrect"
 ERROR = "error"

@@ -38,12 +38,12 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def log_lines() -> Iterator[list[tuple[str, str]]]:
-    """(level, message) of what reading and importing log. Unlike caplog it does not pass through the root logger, whose
+    """(level, message) of what reading, importing and the pools log. Unlike caplog it does not pass through the root logger, whose
     handlers libraries that an earlier test started may have replaced.
     """
     handler, loggers = (
         Lines(),
-        [logging.getLogger(f"east_ray.{n}") for n in ("questions.questions", "rollouts.imported")],
+        [logging.getLogger(f"east_ray.{n}") for n in ("questions.questions", "rollouts.imported", "rollouts.progress")],
     )
     logging.disable(logging.NOTSET)
     for logger in loggers:

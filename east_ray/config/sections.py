@@ -121,8 +121,14 @@ class SamplingConfig(Section):
     max_new_tokens: int = Field(
         default=2048, ge=1, description="Longest completion, tokens; longer ones count as truncated."
     )
-    questions_per_shard: int = Field(default=32, ge=1, description="Questions per output file, the unit of resuming.")
-    min_engines: int = Field(default=1, ge=1, description="Fewest vLLM engines in the pool.")
+    questions_per_shard: int = Field(
+        default=32, ge=1, description="Questions per output file, the unit of resuming; fewer with more than 8 engines."
+    )
+    min_engines: int | None = Field(
+        default=None,
+        ge=1,
+        description="Fewest vLLM engines in the pool, which then grows; all of them at once if unset.",
+    )
     max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
     gpus_per_engine: float = Field(default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU.")
     cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
@@ -149,7 +155,7 @@ class SamplingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.max_engines < self.min_engines:
+        if self.min_engines is not None and self.max_engines < self.min_engines:
             raise ValueError(f"max_engines={self.max_engines} is below min_engines={self.min_engines}")
         parallel = self.tensor_parallel_size * self.pipeline_parallel_size
         if self.gpus_per_engine > 0 and parallel > 1 and self.gpus_per_engine != parallel:

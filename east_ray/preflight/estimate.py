@@ -18,6 +18,7 @@ from east_ray.preflight.model_size import DTYPE_BYTES, Architecture, read_archit
 from east_ray.preflight.speed import EngineSpeed, pool_seconds, training_seconds
 from east_ray.preflight.workload import Workload, measure_workload
 from east_ray.records import UserError
+from east_ray.rollouts.shards import count_shards, shard_size
 
 HOUR = 3600.0
 
@@ -195,13 +196,13 @@ class _Planner:
         speed = EngineSpeed(
             self.architecture, self.config.model.dtype, device, self.assumed, self.engine_devices, kv_tokens, batch
         )
-        shards = math.ceil(requests / sampling.questions_per_shard)
+        shards = count_shards(requests, shard_size(requests, sampling.max_engines, sampling.questions_per_shard))
         engines = max(1, min(sampling.max_engines, int(self.count // self.engine_devices), shards))
         work = engines * speed.seconds(requests / engines, samples, self.workload.prompt_tokens, tokens, longest)
         boot = self.assumed.boot_seconds if sampling.labels else 0.0
         is_cold = (first or boot > 0) and not sampling.engine_args.get("enforce_eager", False)
         start = device.engine_start_seconds if is_cold else device.engine_restart_seconds
-        wall = pool_seconds(work, engines, sampling.min_engines if boot else engines, boot + start)
+        wall = pool_seconds(work, engines, (boot and sampling.min_engines) or engines, boot + start)
         devices = engines * self.engine_devices
         return Phase(name, devices, requests * samples * tokens, wall - work / engines, wall, True)
 

@@ -8,14 +8,14 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from east_ray.config.sections import GradingConfig, ModelConfig, SamplingConfig
 from east_ray.models import local_model
-from east_ray.records import UserError
+from east_ray.records import Unavailable, UserError
 from east_ray.rollouts import shards
 from east_ray.rollouts.engine import (
     Engine,
@@ -27,12 +27,15 @@ from east_ray.rollouts.engine import (
     Request,
     Result,
     explain_failure,
+    is_setting_at_fault,
     question_seed,
 )
 from east_ray.rollouts.sample_shard import sample_shard
 from east_ray.runs.directory import RunDirectory
 
 SHARED_ATTEMPTS = 2  # after so many engine deaths a shard is sampled one question at a time, alone in the engine
+# What a row's `problem` says: its run cannot go on; its engine could not go to its model; no engine could be started.
+FATAL, REFUSED, NO_ENGINE = "fatal", "refused", "no engine"
 DEATHS_PER_QUESTION = 2  # after so many engine deaths a question that was alone in the engine is given up
 
 
@@ -48,7 +51,7 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """Settings of one call for all its samplers. `session` tells its attempts from those of earlier commands."""
+    """Settings of one call for all its samplers."""
 
     run: RunDirectory
     jobs: Sequence[RolloutJob]
@@ -56,62 +59,90 @@ class RolloutSpec:
     sampling: SamplingConfig
     seed: int
     round_index: int
-    session: str
     open_engine: OpenEngine
 
 
 class Sampler:
     """One engine of the pool. Several calls at a time share its batch, so that it does not drain between shards."""
 
-    def __init__(self, spec: RolloutSpec, model: str) -> None:
+    def __init__(self, spec: RolloutSpec, attempts: Any, job: int) -> None:
+        """`attempts` is an `Attempts`. The engine opens the model that is being sampled from; at first, that of `job`."""
+        import ray
         from ray.util.metrics import Counter
 
         exit_without_cpp_handlers()
-        self._spec = spec
+        self._spec, self._attempts = spec, attempts
         self._lock, self._loading = ModelLock(), threading.Lock()
-        self._failure = ""
+        self._problem: dict[str, str] = {}
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
-        self._loaded, self._exchanged, self._refused = model, False, ""
+        here = ray.get_runtime_context()
+        self._engine_id, self._node = str(here.get_actor_id()), here.get_node_id()
+        current: Any = ray.get(attempts.current_job.remote())
+        self._loaded = spec.jobs[job if current is None else current].model
+        self._exchanged, self._refused = False, ""
+        self._engine: Engine | None = None
         try:
-            longest = max(shards.longest_prompt(spec.run, questions) for questions in {j.questions for j in spec.jobs})
-            settings = EngineSettings(local_model(model, spec.model.revision), spec.model, spec.sampling, longest)
-            self._engine: Engine = spec.open_engine(settings)
+            self._engine = self._open()
+            attempts.started.remote(self._engine_id)
         except Exception as error:
-            self._failure = explain_failure(error, self._loaded, spec.sampling)
+            reason = explain_failure(error, self._loaded, spec.sampling)
+            if is_setting_at_fault(error, spec.sampling):
+                self._problem = {"problem": FATAL, "reason": reason}
+                return
+            wait: Any = ray.get(attempts.start_failed.remote(self._engine_id, self._node, reason))
+            if wait is not None:
+                time.sleep(wait)
+                os._exit(1)  # Ray starts the actor again, here or on another node
+            self._problem = {"problem": NO_ENGINE, "reason": reason}
+
+    def _open(self) -> Engine:
+        spec = self._spec
+        longest = max(shards.longest_prompt(spec.run, questions) for questions in {j.questions for j in spec.jobs})
+        path = local_model(self._loaded, spec.model.revision)
+        return spec.open_engine(EngineSettings(path, spec.model, spec.sampling, longest))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Sample one shard unless it already is; an error that another attempt would repeat comes back in `fatal`."""
-        if self._failure:
-            return {**row, "fatal": self._failure}
-        if not row["samples"]:
-            return row
+        """Sample one shard unless it already is. What keeps it from that comes back in `problem` and `reason`."""
+        import ray
+
+        if self._problem or not row["samples"]:
+            return {**row, **self._problem}
         try:
             return {**row, **self._sample(int(row["job"]), int(row["shard"]))}
         except EngineDied:
             os._exit(1)  # Ray restarts the actor, which opens a new engine, and sends the shard again
+        except Unavailable:  # the new engine waits for it
+            ray.get(self._attempts.leave.remote(self._engine_id))
+            os._exit(1)
         except ExchangeRefused as error:
-            return {**row, "refused": str(error)}
+            return {**row, "problem": REFUSED, "reason": str(error)}
         except UserError as error:
-            return {**row, "fatal": str(error)}
+            return {**row, "problem": FATAL, "reason": str(error)}
 
     def __del__(self) -> None:
-        if not self._failure:
+        if self._engine is not None:
             with suppress(Exception):
                 self._engine.close()
 
     def _sample(self, job_index: int, index: int) -> dict[str, float]:
         """Write one shard of completions; return how many were drawn for it, and when."""
+        import ray
+
+        assert self._engine is not None
         spec, job = self._spec, self._spec.jobs[job_index]
-        attempt = Attempt(spec.run, job.samples, index, spec.session)
-        isolate_questions = attempt.number > SHARED_ATTEMPTS
+        deaths, deaths_of_question = ray.get(self._attempts.begin.remote(job_index, index, self._engine_id, self._node))
+        isolate_questions = deaths >= SHARED_ATTEMPTS
         with self._lock.enter((job.model, index if isolate_questions else None)):
             self._load(job.model)
             began = time.time()
             questions = shards.questions_of_shard(spec.run, job.questions, index, spec.sampling.questions_per_shard)
             old = shards.read_footer(spec.run, job.samples, index)
             before = shards.read_shard(spec.run, job.samples, index) if old else None
-            generate = attempt.isolated(self._engine) if isolate_questions else self._engine.generate
+            generate = self._engine.generate
+            if isolate_questions:
+                report = self._attempts.alone.remote
+                generate = one_at_a_time(generate, deaths_of_question, lambda q: ray.get(report(job_index, index, q)))
             table = sample_shard(
                 questions,
                 before,
@@ -120,7 +151,16 @@ class Sampler:
                 generate=generate,
             )
             weights = "exchanged" if self._exchanged else "loaded"
-            footer = shards.write_samples(spec.run, table, job.samples, index, spec.sampling.num_samples, weights)
+            footer = shards.write_samples(
+                spec.run,
+                table,
+                job.samples,
+                index,
+                spec.sampling.num_samples,
+                weights,
+                questions_per_shard=spec.sampling.questions_per_shard,
+            )
+        self._attempts.finish.remote(job_index, index)
         samples, tokens, truncated = (
             footer[name] - (old[name] if old else 0) for name in ("samples", "tokens", "truncated")
         )
@@ -138,6 +178,7 @@ class Sampler:
                 raise ExchangeRefused(self._refused)
             if model == self._loaded:
                 return
+            assert self._engine is not None
             try:
                 self._engine.load(local_model(model, self._spec.model.revision))
             except ExchangeRefused as error:
@@ -162,7 +203,7 @@ class GradingWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from east_ray.answers.grading import grade_table
 
-        if row["fatal"] or row["refused"]:
+        if row["problem"]:
             return {**row, "questions": 0, "graded": 0, "correct": 0}
         job, index = self._jobs[row["job"]], int(row["shard"])
         try:
@@ -171,7 +212,7 @@ class GradingWorker:
             grades = grade_table(shards.read_shard(self._run, job.samples, index), self._grader)
             counts = shards.write_grades(self._run, grades, job.grades, index, footer)
         except UserError as error:
-            return {**row, "fatal": str(error), "questions": 0, "graded": 0, "correct": 0}
+            return {**row, "problem": FATAL, "reason": str(error), "questions": 0, "graded": 0, "correct": 0}
         for verdict in ("correct", "incorrect", "errors"):
             if counts[verdict]:
                 self._verdicts.inc(counts[verdict], {"verdict": verdict})
@@ -213,37 +254,19 @@ class ModelLock:
                 self._condition.notify_all()
 
 
-class Attempt:
-    """How often a shard was started in this session, and at which question it was: a file, so that it outlives the process.
+def one_at_a_time(
+    generate: Callable[[Sequence[Request]], list[Result]], deaths: Mapping[str, int], report: Callable[[str], None]
+) -> Callable[[Sequence[Request]], list[Result]]:
+    """`generate` with one question at a time, each reported before, and without those that engines died of when alone."""
 
-    A prompt that kills the engine kills the sampler; without this record the shard would be retried forever.
-    """
+    def one_by_one(requests: Sequence[Request]) -> list[Result]:
+        results: list[Result] = []
+        for request in requests:
+            if (died := deaths.get(request.question_id, 0)) >= DEATHS_PER_QUESTION:
+                results.append(Refusal(f"the engine died {died} times while sampling this question alone"))
+                continue
+            report(request.question_id)
+            results += generate([request])
+        return results
 
-    def __init__(self, run: RunDirectory, samples: str, index: int, session: str) -> None:
-        self._run, self._file = run, (f"{samples}/attempts", f"shard-{index:05d}.json")
-        state = run.read_json(*self._file) if run.exists(*self._file) else {}
-        self._deaths: dict[str, int] = state.get("deaths", {}) if state.get("session") == session else {}
-        self._session = session
-        self.number = 1 + (state["number"] if state.get("session") == session else 0)
-        if state.get("session") == session and (suspect := state.get("question")):
-            self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
-        self._save(None)
-
-    def isolated(self, engine: Engine) -> Callable[[Sequence[Request]], list[Result]]:
-        """`engine.generate` one question at a time, without the questions that killed the engine."""
-
-        def generate(requests: Sequence[Request]) -> list[Result]:
-            results: list[Result] = []
-            for request in requests:
-                if (deaths := self._deaths.get(request.question_id, 0)) >= DEATHS_PER_QUESTION:
-                    results.append(Refusal(f"the engine died {deaths} times while sampling this question alone"))
-                    continue
-                self._save(request.question_id)
-                results += engine.generate([request])
-            return results
-
-        return generate
-
-    def _save(self, question_id: str | None) -> None:
-        state = {"session": self._session, "number": self.number, "deaths": self._deaths, "question": question_id}
-        self._run.write_json(state, *self._file)
+    return one_by_one

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from east_ray.config.sections import ModelConfig, SamplingConfig
-from east_ray.records import UserError
+from east_ray.records import Unavailable, UserError
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ def question_seed(seed: int, round_index: int, question_id: str) -> int:
     """
     data = f"{seed}\0{round_index}\0{question_id}".encode()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 2
+
+
+def is_setting_at_fault(error: Exception, sampling: SamplingConfig) -> bool:
+    """Would the engine fail to start everywhere and always? A GPU may be sick, or still hold the memory of another process."""
+    if isinstance(error, UserError):
+        return not isinstance(error, Unavailable)
+    on_cpu = sampling.gpus_per_engine == 0 and "kv cache" in str(error).lower()  # whose size is a setting
+    return on_cpu or isinstance(error, TypeError | ValidationError)  # an argument that vLLM does not know, or its value
 
 
 def explain_failure(error: Exception, model: str, sampling: SamplingConfig) -> str:

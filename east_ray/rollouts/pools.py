@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from east_ray.config.sections import GradingConfig, SamplingConfig
 from east_ray.console import quiet_ray_data
 from east_ray.records import UserError
-from east_ray.rollouts.actors import GradingWorker, RolloutJob, RolloutSpec, Sampler
+from east_ray.rollouts.actors import FATAL, NO_ENGINE, REFUSED, GradingWorker, RolloutJob, RolloutSpec, Sampler
+from east_ray.rollouts.attempts import Attempts
 from east_ray.rollouts.engine import ExchangeRefused
-from east_ray.rollouts.progress import live_line
+from east_ray.rollouts.progress import NEWS_SECONDS, live_line
 from east_ray.rollouts.shards import Shard
+from east_ray.runs.cluster import on_driver_node
 from east_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ def shard_row(job: int, shard: Shard) -> dict[str, Any]:
         "shard": shard.index,
         "samples": shard.samples,
         "failed": 0,
-        "fatal": "",
-        "refused": "",
+        "problem": "",
+        "reason": "",
         **drawn,
     }
 
@@ -51,55 +53,88 @@ def process_shards(
     title: str,
     questions: int,
     allowed_failures: float = 0,
-) -> None:
+) -> str:
     """Send shards through the pools and check the counts that come back. Everything started here is stopped afterwards.
 
-    `spec` None: no shard needs an engine. UserError when more than `allowed_failures` questions could not be sampled;
-    ExchangeRefused when an engine could not go from one job's model to another's.
+    `spec` None: no shard needs an engine. Returns why an engine was given up; the shards it had are then still to do. ""
+    when none was. UserError when more than `allowed_failures` questions could not be sampled; ExchangeRefused when an
+    engine could not go from one job's model to another's.
     """
     import ray
 
-    before, failed = ray.available_resources(), 0
+    before, failed, given_up = ray.available_resources(), 0, ""
+    attempts = on_driver_node(Attempts) if spec else None
 
-    def has_begun() -> bool:
-        return spec is None or any(run.exists(job.samples, "attempts") for job in jobs)
+    def news() -> tuple[bool, list[str]]:
+        return ray.get(attempts.news.remote(), timeout=NEWS_SECONDS) if attempts else (True, [])
 
-    with live_line(title, questions, has_begun) as line, quiet_ray_data():
+    with live_line(title, questions, news) as line, quiet_ray_data():
         # One row per block: a block is what one task works on.
         dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
         engine_cpus = 0.0
         if spec and (count := sum(row["samples"] for row in rows)):
-            _check_room(spec.sampling)
-            engine_cpus = min(spec.sampling.min_engines, count) * spec.sampling.cpus_per_engine
-            dataset = engine_pool(dataset, count, spec, jobs[rows[0]["job"]].model)
+            engine_cpus = min(number_of_engines(spec.sampling)[0], count) * spec.sampling.cpus_per_engine
+            dataset = engine_pool(dataset, count, spec, attempts, rows[0]["job"])
         dataset = grader_pool(dataset, len(rows), run, jobs, grading, engine_cpus)
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         # Closed explicitly: on an error or Ctrl-C the traceback would keep the iterator, and so the pools, alive.
         with closing(batches):
             for row in (row for batch in batches for row in batch.to_pylist()):
-                if row["fatal"]:
-                    raise UserError(row["fatal"])
-                if row["refused"]:
-                    raise ExchangeRefused(row["refused"])
+                if row["problem"] == FATAL:
+                    raise UserError(row["reason"])
+                if row["problem"] == REFUSED:
+                    raise ExchangeRefused(row["reason"])
+                if row["problem"] == NO_ENGINE:
+                    given_up = row["reason"]
+                    continue
                 line.add(row)
                 failed += row["failed"]
                 if spec and failed > allowed_failures:
                     raise UserError(_too_many_failed(spec, failed))
     run.append_metrics(rollouts=title, questions=questions, failed=failed, **line.measures())
     _wait_for_release(before)
+    return given_up
 
 
-def engine_pool(dataset: ray.data.Dataset, num_shards: int, spec: RolloutSpec, model: str) -> ray.data.Dataset:
-    """The pool of engines, opened on `model`. Ray Data adds engines, up to max_engines, while more shards wait than the pool works on."""
+def number_of_engines(sampling: SamplingConfig) -> tuple[int, int]:
+    """The fewest and the most engines of the pool. Unless `min_engines` says otherwise they are equal: all nodes are asked
+    for at once, while Ray Data asks for a second one only after a first shard, and for at most twice as many each time.
+
+    A single machine has no more than it has room for; a cluster may grow, so there they are waited for. UserError when
+    there is no room for the fewest.
+    """
+    fewest, most = sampling.min_engines or sampling.max_engines, sampling.max_engines
+    if os.environ.get("RAY_ADDRESS"):
+        return fewest, most
+    import ray
+
+    has = ray.cluster_resources()
+    needs = (("GPU", "gpus_per_engine", sampling.gpus_per_engine), ("CPU", "cpus_per_engine", sampling.cpus_per_engine))
+    for resource, setting, each in needs:
+        room = int(has.get(resource, 0.0) / each) if each else most
+        if room < (sampling.min_engines or 1):
+            raise UserError(
+                f"sampling.min_engines={sampling.min_engines or 1} x sampling.{setting}={each:g}, but this machine has "
+                f"{has.get(resource, 0.0):g} {resource}s; lower them, or submit the run to a cluster (`ray job submit`)"
+            )
+        fewest, most = min(fewest, room), min(most, room)
+    return fewest, most
+
+
+def engine_pool(
+    dataset: ray.data.Dataset, num_shards: int, spec: RolloutSpec, attempts: Any, job: int
+) -> ray.data.Dataset:
+    """The pool of engines, which open the model of `job` first. Where it may grow, Ray Data adds engines while more shards
+    wait than the pool works on.
+    """
     from ray.data import ActorPoolStrategy
 
     sampling = spec.sampling
-    most = min(sampling.max_engines, num_shards)
-    fewest = min(sampling.min_engines, most)
+    fewest, most = (min(engines, num_shards) for engines in number_of_engines(sampling))
     concurrency = _shards_in_flight(sampling, num_shards, most)
     return dataset.map(
         Sampler,  # type: ignore[arg-type]
-        fn_constructor_args=(spec, model),
+        fn_constructor_args=(spec, attempts, job),
         compute=ActorPoolStrategy(
             min_size=fewest,
             max_size=most,
@@ -137,24 +172,6 @@ def grader_pool(
         num_cpus=each,
         label_selector=grading.labels or None,
     )
-
-
-def _check_room(sampling: SamplingConfig) -> None:
-    """UserError when this machine cannot hold the engines. A cluster may grow, so there they are waited for."""
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    has = ray.cluster_resources()
-    for resource, setting, each in (
-        ("GPU", "gpus_per_engine", sampling.gpus_per_engine),
-        ("CPU", "cpus_per_engine", sampling.cpus_per_engine),
-    ):
-        if each * sampling.min_engines > has.get(resource, 0.0):
-            raise UserError(
-                f"sampling.min_engines={sampling.min_engines} x sampling.{setting}={each:g}, but this machine has "
-                f"{has.get(resource, 0.0):g} {resource}s; lower them, or submit the run to a cluster (`ray job submit`)"
-            )
 
 
 def _shards_in_flight(sampling: SamplingConfig, num_shards: int, max_engines: int) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from east_ray.console import Progress, progress
@@ -14,6 +15,7 @@ from east_ray.console import Progress, progress
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # loading a large model takes about that long
+NEWS_SECONDS = 5.0
 
 
 class LiveLine:
@@ -48,25 +50,39 @@ class LiveLine:
 
 
 @contextmanager
-def live_line(title: str, questions: int, has_begun: Callable[[], bool]) -> Iterator[LiveLine]:
-    """Show the sums of finished shards while the block runs; warn when nothing has begun after PATIENCE_SECONDS."""
+def live_line(title: str, questions: int, news: Callable[[], tuple[bool, list[str]]]) -> Iterator[LiveLine]:
+    """Show the sums of finished shards while the block runs, and every few seconds what `news` gives: whether anything has
+    begun (a warning when it has not after PATIENCE_SECONDS) and sentences that were not told before.
+    """
+    ended = threading.Event()
 
-    def warn() -> None:
-        if not has_begun():
-            logger.warning(
-                "no engine has started after %.0f s: it is loading its model, or no node has the GPUs, cores and labels "
-                "that sampling asks for (`ray status` shows what is pending)",
-                PATIENCE_SECONDS,
-            )
+    def tell() -> bool:
+        begun, sentences = news()
+        for sentence in sentences:
+            logger.warning("%s", sentence)
+        return begun
 
-    timer = threading.Timer(PATIENCE_SECONDS, warn)
-    timer.daemon = True
+    def watch() -> None:
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while not ended.wait(NEWS_SECONDS):
+            with suppress(Exception):  # Ray may be ending, or slow to answer
+                if tell():
+                    patience = float("inf")
+                elif time.monotonic() > patience:
+                    patience = float("inf")
+                    logger.warning(
+                        "no engine has started after %.0f s: it is loading its model, or no node has the GPUs, cores and "
+                        "labels that sampling asks for (`ray status` shows what is pending)",
+                        PATIENCE_SECONDS,
+                    )
+
     with progress(title, questions) as bar:
-        timer.start()
+        threading.Thread(target=watch, name="news", daemon=True).start()
         try:
             yield LiveLine(bar)
+            tell()
         finally:
-            timer.cancel()
+            ended.set()
 
 
 _SHORT = {"tokens_per_second": "tok/s", "mean_length": "length", "accuracy": "correct"}

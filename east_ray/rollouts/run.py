@@ -8,7 +8,6 @@ it was working on. A finished set starts nothing, not even Ray.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from east_ray.rollouts.vllm_engine import VllmEngine
 from east_ray.runs.directory import RunDirectory, fingerprint
 
 logger = logging.getLogger(__name__)
+
+NOT_ADDED_UP = ("digest", "num_samples", "weights", "questions_per_shard")  # of a shard's footer
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,20 @@ def run_rollouts(
     """Sample and grade every job's questions; one summary per job, in order. Finished shards are kept.
 
     Jobs share one pool of engines, which exchange their weights where they can show that nothing of the old model is left;
-    otherwise the jobs of each model get a pool of their own, one after the other. UserError when more than sampling.max_failed_share of the questions failed; a later call continues from the finished shards.
+    otherwise the jobs of each model get a pool of their own, one after the other. An engine that does not start is tried again; the shards of one that is given up go to another pool.
+    UserError when more than sampling.max_failed_share of the questions failed, or no engine starts; a later call continues from the finished shards.
     """
     if sampling.temperature == 0 and sampling.num_samples > 1:
         raise UserError(
             f"sampling.temperature=0 draws the same completion {sampling.num_samples} times; set num_samples=1 or a temperature"
         )
-    spec = RolloutSpec(run, jobs, model, sampling, seed, round_index, uuid.uuid4().hex, open_engine)
     sizes = [shards.count_questions(run, job.questions) for job in jobs]
+    recorded = (size for job in jobs if (size := shards.recorded_size(run, job.samples)))
+    per_shard = next(recorded, None) or shards.shard_size(
+        sum(sizes), sampling.max_engines, sampling.questions_per_shard
+    )
+    sampling = sampling.model_copy(update={"questions_per_shard": per_shard})
+    spec = RolloutSpec(run, jobs, model, sampling, seed, round_index, open_engine)
     counts = [shards.count_shards(size, sampling.questions_per_shard) for size in sizes]
 
     def todo(retry_failed: bool) -> list[dict[str, Any]]:
@@ -91,24 +98,24 @@ def run_rollouts(
     failed = 0 if failed > allowed else failed
     redone = Counter(row["job"] for row in rows)
     logger.info("%s: %d of %d shards reused", title, sum(counts) - len(rows), sum(counts))
-    exchange = True
+    exchange, given_up = True, ""
     while rows:
         if not exchange:
             rows = [row for row in rows if jobs[row["job"]].model == jobs[rows[0]["job"]].model]
         questions = sum(
             min(sampling.questions_per_shard, sizes[r["job"]] - r["shard"] * sampling.questions_per_shard) for r in rows
         )
+        asked = {(row["job"], row["shard"]) for row in rows}
         try:
-            process_shards(
+            given_up = process_shards(
                 rows, run, jobs, grading, spec, title=title, questions=questions, allowed_failures=allowed - failed
             )
         except ExchangeRefused as error:
             exchange = False
             logger.info("%s: %s; each model gets a fresh engine", title, error)
-        finally:
-            for job in jobs:
-                run.delete(job.samples, "attempts")
         rows, failed = todo(retry_failed=False), count_failed()
+        if given_up and asked <= {(row["job"], row["shard"]) for row in rows}:
+            raise UserError(given_up)
     return [
         summarise(run, job.samples, job.grades, count, count - redone[number])
         for number, (job, count) in enumerate(zip(jobs, counts, strict=True))
@@ -147,9 +154,7 @@ def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: 
     total = Counter[str]()
     for footer in [*sampled, *graded]:
         assert footer is not None
-        total.update(
-            {name: value for name, value in footer.items() if name not in ("digest", "num_samples", "weights")}
-        )
+        total.update({name: value for name, value in footer.items() if name not in NOT_ADDED_UP})
     return RolloutSummary(
         shards=count,
         reused_shards=reused,

@@ -35,6 +35,15 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
+def shard_size(num_questions: int, engines: int, most: int) -> int:
+    """Questions per shard: `most` for up to 8 engines. For more fewer, so that each has 30 shards and few of them wait for the
+    last ones; but of a small set no more than 8 times as many shards.
+    """
+    if engines <= 8:
+        return most
+    return min(most, max(1, most // 8, num_questions // (30 * engines)))
+
+
 def count_shards(num_questions: int, questions_per_shard: int) -> int:
     """Number of shards for so many questions; the last may hold fewer."""
     return -(-num_questions // questions_per_shard)
@@ -47,6 +56,8 @@ def write_samples(
     index: int,
     num_samples: int | None,
     weights: str | None = None,
+    *,
+    questions_per_shard: int | None = None,
 ) -> dict[str, Any]:
     """Commit one shard of completions and return its footer. `num_samples`: how many were asked for; None when imported.
 
@@ -58,6 +69,7 @@ def write_samples(
     footer = {
         "num_samples": num_samples,
         "weights": weights,
+        "questions_per_shard": questions_per_shard,
         "digest": digest(table),
         "questions": table.num_rows,
         "samples": len(tokens),
@@ -115,6 +127,15 @@ def read_footers(run: RunDirectory, directory: str, count: int) -> list[dict[str
 
 
 _footers: dict[tuple[str, int, int], dict[str, Any] | None] = {}
+
+
+def recorded_size(run: RunDirectory, directory: str) -> int | None:
+    """Questions per shard of the completions that are there; None where there are none, or they do not say."""
+    names = run.list(directory, suffix=".parquet")
+    footer = (
+        read_footer(run, directory, int(names[0].removeprefix("shard-").removesuffix(".parquet"))) if names else None
+    )
+    return footer.get("questions_per_shard") if footer else None
 
 
 def unfinished(

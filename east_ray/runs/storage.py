@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from east_ray.records import UserError
+from east_ray.records import Unavailable, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def _make_room(cache: Path, needed_bytes: int, source: str) -> None:
             return
         shutil.rmtree(path, ignore_errors=True)
     if (free := shutil.disk_usage(cache).free) < needed_bytes:
-        raise UserError(
+        raise Unavailable(
             f"{cache} has {free / 2**30:.1f} GiB free, and a copy of {source} needs "
             f"{needed_bytes / 2**30:.1f} GiB: set {CACHE_VARIABLE} to a larger disk, or free space"
         )

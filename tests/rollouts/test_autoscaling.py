@@ -24,7 +24,7 @@ NODES = {
         "labels": {"role": "rollout"},
         "node_config": {},
         "min_workers": 0,
-        "max_workers": 3,
+        "max_workers": 4,
     }
 }
 COUNT = "import json, ray; ray.init(logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
@@ -67,3 +67,16 @@ def test_the_pool_grows_under_load_and_its_nodes_go_when_idle(tmp_path: Path) ->
             time.sleep(2)
         roll_out(head, tmp_path / "single", min_engines=1, max_engines=1, **settings)
     assert content(grown) == content(single)
+
+
+def test_all_engines_are_asked_for_at_once_and_one_that_fails_to_start_comes_later(tmp_path: Path) -> None:
+    """Four engines that begin only when all four are there: a pool that asks for a second after a first shard never ends."""
+    met, single = (make_run(tmp_path / name, 40) for name in ("met", "single"))
+    with ray_head(num_cpus=1, node_types=NODES) as head:
+        settings = {"num_samples": 4, "cpus_per_engine": 1, "labels": {"role": "rollout"}}
+        behaviour = {"directory": str(tmp_path), "meet": 4, "fail_starts": 2}
+        roll_out(head, tmp_path / "met", behaviour=behaviour, max_engines=4, **settings)
+        assert len(list(tmp_path.glob("engine-*"))) == 4
+        assert len((tmp_path / "failed").read_text().split()) == 2
+        roll_out(head, tmp_path / "single", max_engines=1, **settings)
+    assert content(met) == content(single)

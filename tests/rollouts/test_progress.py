@@ -17,7 +17,7 @@ def shard(
 
 
 def test_rates_are_of_what_was_sampled_and_accuracy_of_all_that_was_graded() -> None:
-    with live_line("sample", 12, lambda: True) as line:
+    with live_line("sample", 12, lambda: (True, [])) as line:
         line.add(shard(4, correct=8))  # graded only
         line.add(shard(4, correct=16, sampled=32, tokens=640, cut=8, began=100.0, ended=108.0))
         line.add(shard(4, correct=24, sampled=32, tokens=320, cut=0, began=101.0, ended=112.0))
@@ -31,7 +31,7 @@ def test_rates_are_of_what_was_sampled_and_accuracy_of_all_that_was_graded() -> 
 
 
 def test_nothing_is_shown_of_what_was_not_done() -> None:
-    with live_line("verify", 4, lambda: True) as line:
+    with live_line("verify", 4, lambda: (True, [])) as line:
         assert line.measures() == {}
         line.add(shard(4, correct=0))
         assert line.measures() == {"accuracy": 0.0}

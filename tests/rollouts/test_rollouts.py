@@ -77,6 +77,16 @@ def test_samples_do_not_depend_on_shard_size_or_engine_count(tmp_path: Path) -> 
         assert rows[0] == rows[1]
 
 
+def test_a_set_keeps_the_shards_it_was_begun_with_when_the_number_of_engines_changes(tmp_path: Path) -> None:
+    run, undisturbed = make_run(tmp_path / "a", 12), make_run(tmp_path / "b", 12)
+    roll_out(run, questions_per_shard=4)
+    roll_out(undisturbed, questions_per_shard=4)
+    Path(run.path("samples", "shard-00000.parquet")).unlink()
+    Path(run.path("samples", "shard-00001.parquet")).unlink()
+    roll_out(run, questions_per_shard=4, max_engines=9, cpus_per_engine=0.2)
+    assert content(run) == content(undisturbed)
+
+
 @pytest.mark.slow
 def test_another_seed_gives_other_samples(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "a", 2), make_run(tmp_path / "b", 2)
@@ -209,7 +219,6 @@ def test_prompt_that_kills_the_engine_is_found_and_given_up(tmp_path: Path) -> N
     assert "died 2 times while sampling this question alone" in row["shortfall"]
     others = [{r["question_id"]: r for f in content(x, "samples").values() for r in f} for x in (run, undisturbed)]
     assert {k: v for k, v in others[0].items() if k != "q5"} == {k: v for k, v in others[1].items() if k != "q5"}
-    assert not Path(run.path("samples", "attempts")).exists()
 
 
 @pytest.mark.slow
@@ -223,14 +232,32 @@ def test_engine_that_stops_while_its_process_lives_is_replaced(tmp_path: Path) -
     ("message", "advice"),
     [
         ("To serve at least one request (2.0 GiB KV cache is needed)", "sampling.kv_cache_gib=4 does not suit"),
-        ("no such model", "model-a': no such model"),
+        ("kv cache has no blocks", "sampling.kv_cache_gib=4 does not suit"),
     ],
 )
-def test_engine_that_cannot_start_is_one_clear_error(tmp_path: Path, message: str, advice: str) -> None:
+def test_engine_whose_settings_are_wrong_is_one_clear_error_at_once(tmp_path: Path, message: str, advice: str) -> None:
     with pytest.raises(UserError) as error:
         roll_out(make_run(tmp_path), behaviour={"fail_start": message})
     assert advice in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+def test_engine_that_does_not_start_twice_costs_two_starts(tmp_path: Path, log_lines: list[tuple[str, str]]) -> None:
+    run, undisturbed = make_run(tmp_path / "a", 4), make_run(tmp_path / "b", 4)
+    roll_out(run, behaviour={"directory": str(tmp_path), "fail_starts": 2})
+    roll_out(undisturbed)
+    assert len((tmp_path / "failed").read_text().split()) == 2
+    told = [message for _, message in log_lines if "CUDA out of memory" in message]
+    assert [message.rpartition("; ")[2] for message in told] == ["it tries again in 1 s", "it tries again in 10 s"]
+    assert content(run) == content(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_engine_that_never_starts_is_one_clear_error_after_the_last_try(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vLLM cannot start on model.path='.*model-a': CUDA out of memory"):
+        roll_out(make_run(tmp_path), behaviour={"directory": str(tmp_path), "fail_starts": 100})
+    assert len((tmp_path / "failed").read_text().split()) == 5
 
 
 def test_file_that_cannot_be_written_is_one_clear_error_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 Its behaviour is set through sampling.engine_args:
   directory      where it leaves one file per engine it is opened as, named by process id, and `calls` of each
+  meet           how many engines there must be before any of them works on a request
   delay_seconds  how long it works on a request
   refuse         question ids it refuses, as vLLM refuses a prompt that is too long
   die_on         question ids at which it kills its own process, as running out of memory would
   stop_on        question ids at which the engine stops working while its process lives on
   no_exchange    whether it cannot exchange its weights
   fail_start     message of the error with which it does not start
+  fail_starts    how often it does not start on the node that tries first (as behind a process that still holds the GPU)
   largest_file_bytes   files beyond this size cannot be written by its process, as on a full disk
   shortest       whether completions are as short as can be
   symbolic       whether answers need the graders' symbolic processes, each answer a new one
@@ -15,6 +17,7 @@ Its behaviour is set through sampling.engine_args:
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import resource
@@ -32,6 +35,8 @@ class FakeEngine:
         self._behaviour: dict[str, Any] = settings.sampling.engine_args
         if message := self._behaviour.get("fail_start"):
             raise ValueError(message)
+        if self._is_to_fail():
+            raise RuntimeError("CUDA out of memory")
         self._model = Path(settings.path).name
         if limit := self._behaviour.get("largest_file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -40,6 +45,8 @@ class FakeEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         results = []
+        while len(list(Path(self._behaviour.get("directory", "")).glob("engine-*"))) < self._behaviour.get("meet", 0):
+            time.sleep(0.05)
         for request in requests:
             self._note(request.question_id)
             results.append(self._sample(request))
@@ -70,6 +77,22 @@ class FakeEngine:
         if self._behaviour.get("symbolic"):
             return [integral(request.seed + i) for i in range(request.num_samples)]
         return [completion(self._model, request.seed + i) for i in range(request.num_samples)]
+
+    def _is_to_fail(self) -> bool:
+        times, directory = self._behaviour.get("fail_starts", 0), self._behaviour.get("directory")
+        if not times:
+            return False
+        import ray
+
+        node, record = ray.get_runtime_context().get_node_id(), Path(directory, "failed")
+        with record.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            failed = file.read().split()
+            is_to_fail = len(failed) < times and node == (failed or [node])[0]
+            if is_to_fail:
+                file.write(node + "\n")
+        return is_to_fail
 
     def _note(self, question_id: str) -> None:
         if directory := self._behaviour.get("directory"):
