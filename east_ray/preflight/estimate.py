@@ -202,7 +202,8 @@ class _Planner:
         boot = self.assumed.boot_seconds if sampling.labels else 0.0
         is_cold = (first or boot > 0) and not sampling.engine_args.get("enforce_eager", False)
         start = device.engine_start_seconds if is_cold else device.engine_restart_seconds
-        wall = pool_seconds(work, engines, (boot and sampling.min_engines) or engines, boot + start)
+        fewest = (sampling.min_engines if boot else None) or engines
+        wall = pool_seconds(work, engines, fewest, boot + start)
         devices = engines * self.engine_devices
         return Phase(name, devices, requests * samples * tokens, wall - work / engines, wall, True)
 
