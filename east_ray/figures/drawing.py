@@ -16,11 +16,10 @@ from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -222,19 +221,15 @@ def flow(
         room = 12 + CHARACTER * max(len(f"{count:,} {label}") for label, count, _ in columns[-1])
         step = (width - room - bar) / max(len(columns) - 1, 1)
         axes.set_axis_off()
-        for column, target, *ys in bands:
-            x0, x1 = column * step + bar, (column + 1) * step
-            middle = (x0 + x1) / 2
-            y0, y1, to0, to1 = (top + y for y in ys)
-            xs = (x0, middle, middle, x1, x1, middle, middle, x0, x0)
-            points = list(zip(xs, (y0, y0, to0, to0, to1, to1, y1, y1, y0), strict=True))
-            codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
-            color = COLORS[columns[column + 1][target][2]]
-            axes.add_patch(PathPatch(Path(points, codes), facecolor=color, alpha=0.26, linewidth=0))
+        along = np.linspace(0, 1, 32)
+        bend = along**2 * (3 - 2 * along)  # level at both ends
+        for column, target, y0, y1, to0, to1 in bands:
+            axes.fill_between(column * step + bar + along * (step - bar), top + y0 + (to0 - y0) * bend, top + y1 + (to1 - y1) * bend,
+                              color=COLORS[columns[column + 1][target][2]], alpha=0.26, linewidth=0)  # fmt: skip
         for c, column in enumerate(columns):
             is_last = c == len(columns) - 1
             for (y0, y1), (label, count, color) in zip(spans[c], column, strict=True):
-                axes.add_patch(Rectangle((c * step, top + y0), bar, y1 - y0, facecolor=COLORS[color], linewidth=0))
+                axes.bar(c * step, y1 - y0, bar, top + y0, align="edge", color=COLORS[color])
                 if c == 0 and len(column) == 1:
                     axes.text(0, 16, f"{count:,} {label}")
                 elif count or is_last:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from east_ray.config.load import Config
-from east_ray.models import check_hub_name, load_tokenizer
+from east_ray.models import WEIGHTS, check_hub_name, load_tokenizer
 from east_ray.preflight.estimate import estimate
 from east_ray.preflight.machine_checks import GIB, Finding, Gpu, fail, ok, warn
 from east_ray.preflight.model_size import DTYPE_BYTES, read_architecture
@@ -49,6 +49,9 @@ def check_model(config: Config) -> Iterator[Finding]:
         read_architecture(config.model)
     except UserError as error:
         yield fail("model", *_detail_and_remedy(error))
+        return
+    if os.path.isdir(path := config.model.path) and not any(list(Path(path).glob(kind)) for kind in WEIGHTS):
+        yield fail("model", f"{path} holds no weights ({' or '.join(WEIGHTS)})", "copy the rest of the model directory")
         return
     yield from hub
     yield from check_host_memory(config)

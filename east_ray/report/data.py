@@ -31,11 +31,12 @@ METHOD_COLORS = {"entropy": EAST, "inaccuracy": 3, "dominant_wrong": 4, "wpo": 5
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: headings, rows of text, and a caption."""
+    """A table of the page: headings, rows of text, and a caption. Cells are numbers and stand right, unless `words`."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,8 +203,10 @@ def _provenance_rows(f: ReportData) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             for key, item in value.items():
                 yield from walk(f"{prefix} {key}".strip(), item)
+        elif isinstance(value, list):
+            yield prefix, ", ".join(map(str, value)) or "none"
         elif value is not None:
-            yield prefix.replace("_", " "), str(value)
+            yield prefix.replace("_", " "), {"True": "yes", "False": "no"}.get(str(value), str(value))
 
     yield "run directory", f.run.uri
     yield from walk("", f.run.read_json("provenance.json") if f.run.exists("provenance.json") else {})

@@ -40,8 +40,8 @@ TRAINING_FACTS = (  # key of a training's facts, heading, format, note
     ("steps", "steps", ",", ""),
     ("tokens", "tokens", ",", ""),
     ("tokenised_from_text", "completions from text", ",", "Completions are trained as the token ids that were sampled; those from text were imported without ids and tokenised once."),
-    ("gradient_error", "gradient error", ".1e", "Gradient error: relative L2 distance of the first weighted micro-batch's gradient from the formula's."),
-    ("weight_error", "weight error", ".1e", "Weight error: largest relative error of a weight as it reached the loss."),
+    ("gradient_error", "gradient error", ".2g", "Gradient error: relative L2 distance of the first weighted micro-batch's gradient from the formula's."),
+    ("weight_error", "weight error", ".2g", "Weight error: largest relative error of a weight as it reached the loss."),
 )  # fmt: skip
 
 
@@ -120,7 +120,8 @@ def left_out_table(f: ReportData) -> Table:
     return Table(
         ("left out because", "questions", "which"),
         tuple(rows),
-        "Questions left out of training. The list below can show each.",
+        "Questions left out of training; the list below shows any of them.",
+        words=True,
     )
 
 
@@ -245,7 +246,7 @@ def group_table(metrics: Mapping[str, dict[str, Any]], title: str) -> Table | No
         for name, m in metrics.items()
     )
     columns = (f"accuracy by {title}", *(f"{group} ({size:,})" for group, size in sizes.items()))
-    return Table(columns, body, f"By {title}. In brackets: how many questions.")
+    return Table(columns, body, f"Accuracy by {title}; the number of questions in brackets.")
 
 
 def cost(f: ReportData) -> Chapter | None:

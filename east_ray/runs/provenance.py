@@ -110,7 +110,10 @@ def origin_of_samples(run: RunDirectory, parent: str) -> str:
     if "imported" in settings:
         return f"completions imported from `{settings['imported']}`"
     if "model" in manifest["inputs"]:  # an arm's own model
-        return f"completions of `{model}` as arm `{parent.rpartition('/')[2]}` had trained it by round {settings['round'] - 1}"
+        arm, rounds = parent.rpartition("/")[2], settings["round"]
+        return (
+            f"completions of `{model}` after {rounds} {'round' if rounds == 1 else 'rounds'} of training as arm `{arm}`"
+        )
     return f"completions of `{model}`"
 
 

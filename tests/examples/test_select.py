@@ -225,7 +225,7 @@ def test_the_card_of_a_later_round_names_the_arm_that_sampled_and_what_came_befo
     finished(run, "round-00", losses=["sft"])
     finished(run, "round-01/arms/east", losses=["sft"], t=1, inputs={"questions": "x", "model": "y"})
     card = (export_dataset(run, "round-01/arms/east", str(tmp_path / "dataset")) / "README.md").read_text()
-    assert "completions of `some/model` as arm `east` had trained it by round 0" in card
+    assert "completions of `some/model` after 1 round of training as arm `east`" in card
     assert "`sft` (6 rows, the first 3 from earlier rounds)" in card
     assert "up to 1 correct completions were drawn" in card  # SFT has no negatives
 

@@ -292,6 +292,12 @@ def test_a_model_without_tokenizer_is_refused(tmp_path: Path, tiny_questions: Pa
     assert "tokenizer" in finding.detail
 
 
+def test_a_model_directory_without_weights_is_refused(tiny_model: Path, tmp_path: Path, tiny_questions: Path) -> None:
+    model = tokenizer_with(tiny_model, tmp_path / "model", TEMPLATE + OPENING)
+    (finding,) = config_checks.check_model(make_config(tmp_path, tiny_questions, model={"path": str(model)}))
+    assert (finding.status, finding.detail) == ("fail", f"{model} holds no weights (*.safetensors or *.bin)")
+
+
 def test_the_bundled_model_passes_every_check_of_its_config(tmp_path: Path, tiny_questions: Path) -> None:
     found = diagnose(make_config(tmp_path, tiny_questions))
     ours = {f.name: f.status for f in found if f.name in ("storage", "chat template", "engine", "python")}
