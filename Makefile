@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo setup test test-fast check bench clean
+.PHONY: help demo setup test test-fast test-gpu check bench clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -30,6 +30,11 @@ test: setup ## all tests but the slow ones
 test-fast: setup ## the tests that start neither an engine nor Ray
 	$(BIN)/python -m pytest tests/answers tests/config tests/evaluation tests/preflight tests/questions tests/report \
 		tests/weighting tests/test_docs.py tests/test_public_api.py tests/test_rooms.py
+
+# From a checkout with its Python on the path, not necessarily installed: PYTHON is used as it is.
+test-gpu: ## what one GPU's owner runs to know that the installation is right, in under ten minutes
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) benchmarks/one_gpu.py
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ class Gradients(TrainerCallback):
 
 
 def flat_gradient(model: Any) -> torch.Tensor:
-    return torch.cat([p.grad.detach().flatten().clone() for p in model.parameters() if p.requires_grad])
+    return torch.cat([p.grad.detach().cpu().flatten().clone() for p in model.parameters() if p.requires_grad])
 
 
 def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -152,7 +152,7 @@ def nudge(model: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=noise)
+                parameter += 0.02 * torch.randn(parameter.shape, generator=noise).to(parameter)
 
 
 def reference_model() -> Any:
