@@ -85,14 +85,14 @@ def _choice(text: str) -> CanonicalAnswer | None:
     """The letter of a choice, alone or with its text: (B) 12 agrees with B and with 12; c with C."""
     if match := _LETTER.fullmatch(text):
         letter = leaf(evaluate(match[1]), match[1])
-        return replace(letter, conclusions=frozenset({fingerprint(evaluate(match[1].upper()))}))
+        return replace(letter, is_choice=True, conclusions=frozenset({fingerprint(evaluate(match[1].upper()))}))
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None
     name, rest = (group for group in match.groups() if group is not None)
     content = None if _CHOICE.fullmatch(rest) else parse(normalise(rest))
-    alternatives = frozenset({content.key} if content else set[str]())
-    return replace(leaf(evaluate(name), name), alternatives=alternatives)
+    choice = replace(leaf(evaluate(name), name), is_choice=True)
+    return replace(choice, alternatives=frozenset({content.key}), behind=content.key) if content else choice
 
 
 _SEPARATOR = r"(?:[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
@@ -157,11 +157,14 @@ def _equation(sides: list[str]) -> CanonicalAnswer:
     first, *_, last = sides
     if len(sides) > 2:
         return _parse(last)
+    implicit = len(first.strip()) == 1 and re.search(rf"(?<![A-Za-z\\]){first.strip()}(?![A-Za-z_])", last)
     try:
         difference = subtract(evaluate(first), evaluate(last))
     except ParseError:
         difference = Fraction(0)
     shape = scale_free(difference, signed=False)
+    if implicit and shape:
+        return CanonicalAnswer(f"equation {shape}")  # x=3x-8 is not 3x-8
     if is_name(first) or shape is None:
         value = _parse(last)
         return value if shape is None else replace(value, also=value.also | {f"equation {shape}"})
@@ -230,7 +233,7 @@ def _union(text: str) -> CanonicalAnswer | None:
 
 
 _BUILDER = re.compile(
-    r"(?:\\\{)?([A-Za-z])(?:\\in ?\\mathbb ?\{?R\}?)?[|:](.*(?:[<>=]|\\[lgn]e(?![A-Za-z])).*?)(?:\\\})?"
+    r"(?:\\\{)?([A-Za-z])(?:\\in ?\\mathbb ?\{?R\}?)? ?[|:] ?(.*(?:[<>=]|\\[lgn]e(?![A-Za-z])).*?)(?:\\\})?"
 )
 
 

@@ -127,7 +127,7 @@ def _last(text: str) -> _Found | None:
     return _Found(phrase[1], "phrase", start + phrase[0])
 
 
-_TAG_END = re.compile("</answer", re.IGNORECASE)
+_TAG_END = re.compile("< ?/ ?answer", re.IGNORECASE)
 _LOST_TAG = re.compile(r"\s*(?:[<-]?answer *>)?([^<>]{1,200})</answer>", re.IGNORECASE)
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from east_ray.answers.canonical import parse
 from east_ray.answers.extraction import Extraction, continues, extract_answer, reference_answer
-from east_ray.answers.meaning import CanonicalAnswer, agree
+from east_ray.answers.meaning import CanonicalAnswer, agree, cluster_key
 from east_ray.answers.normalization import normalise
 from east_ray.answers.sandbox import Sandbox
 from east_ray.config.sections import GradingConfig
@@ -131,7 +131,8 @@ class Grader:
         completions: Sequence[str],
         finish_reasons: Sequence[str],
     ) -> GradedQuestion:
-        answers = [found.answer for found in extractions]
+        blank = [judgement is _UNANSWERED for judgement in judgements]
+        answers = [None if empty else found.answer for empty, found in zip(blank, extractions, strict=True)]
         numbers, sizes, verdicts = group(answers, judgements, self._grading.cluster, self._grading.unanswered)
         return GradedQuestion(
             answers=answers,
@@ -213,10 +214,12 @@ def _by_canonical_form(
     if written_reference == written or (reference.normal == answer.normal and answer.normal):
         return _CORRECT
     if not answer.normal:
-        return Judgement(INCORRECT, "blank")
+        return _UNANSWERED
     if reference.canonical is None or answer.canonical is None:
         return None
-    return _CORRECT if agree(reference.canonical, answer.canonical) else Judgement(INCORRECT, answer.canonical.key)
+    if agree(reference.canonical, answer.canonical):
+        return _CORRECT
+    return Judgement(INCORRECT, cluster_key(reference.canonical, answer.canonical))
 
 
 def _by_math_verify(normal: str, reference: CanonicalAnswer | None, outcome: Any) -> Judgement:

@@ -16,7 +16,7 @@ _WORDS = re.compile(
     r"[A-Za-z]{3,}(?:-[A-Za-z]{3,})*|(?=[A-Za-z ']*[A-Za-z]{3})[A-Za-z]{2,}(?:[ '-][A-Za-z]+)+|no|on|up|in"
 )
 _NOTHING = re.compile(
-    r"(?:there (?:is|are) )?(?:no (?:real |such |integer |valid )?(?:solutions?|roots?|values?)(?: exists?)?|(?:the )?empty set)"
+    r"(?:there (?:is|are) |(?:it|(?:the|this) (?:equation|system|inequality|problem)) has )?(?:no (?:real |such |integer |valid )?(?:solutions?|roots?|values?)(?: exists?)?|(?:the )?empty set)"
 )
 _EVERYTHING = re.compile(r"(?:the set of )?(?:all )?(?:the )?real numbers?|all reals|(?:the )?reals")
 _SYNONYMS = {"true": "yes", "false": "no", "dne": "does not exist", "correct": "yes", "incorrect": "no"} | {

@@ -20,14 +20,16 @@ class CanonicalAnswer:
     `also`: further keys it may be recognised by (y = 2x + 3 as an equation; 1, 2 in this order). `alternatives`: keys of
     other answers that agree with it, but not with each other ("(B) 12" with B and with 12). `conclusions`: what an answer
     may claim, but a reference does not mean: an equation's last side, 2.5 for 2,5.
-    `members`: keys of the elements of a set. `shape`: the key with # for each number; `numbers` and `spellings` are what
-    stood there, so that 1.732 is recognised as a rounded \sqrt{3}.
+    `is_choice`: the letter of one, with `behind` as the key of the text behind it. `members`: keys of the elements
+    of a set. `shape`: the key with # for each number; `numbers` and `spellings` are what stood there, so that 1.732 is recognised as a rounded \sqrt{3}.
     """
 
     key: str
     also: frozenset[str] = frozenset()
     alternatives: frozenset[str] = frozenset()
     conclusions: frozenset[str] = frozenset()
+    is_choice: bool = False
+    behind: str = ""
     members: tuple[str, ...] = ()
     shape: str = ""
     numbers: tuple[Value, ...] = ()
@@ -50,6 +52,11 @@ def agree(reference: CanonicalAnswer, answer: CanonicalAnswer) -> bool:
             reference.numbers, reference.spellings, answer.numbers, answer.spellings, strict=True
         )
     )
+
+
+def cluster_key(reference: CanonicalAnswer, answer: CanonicalAnswer) -> str:
+    """What `answer` is grouped by: (B) 12 with 12 where the reference is no choice, with B where it is."""
+    return answer.behind if answer.behind and not reference.is_choice else answer.key
 
 
 _DECIMAL = re.compile(r"-?0*([0-9]*)\.([0-9]+)")

@@ -1,14 +1,16 @@
 r"""Answer normalisation: one spelling for what differs only in delimiters, spacing, dressing, units, currency or thousands.
 
 `\text{(A)}`, `$1{,}234$`, `18 dollars.` and `So the total is 18` become `(A)`, `1234`, `18` and `18`. Strings
-only: `spellings.py` has the rules, `sentences.py` finds the claim in prose, `canonical.py` parses the normal form.
+only: `spellings.py` has the rules, `prose.py` finds the claim in sentences, `canonical.py` parses the normal form.
 """
 
 from __future__ import annotations
 
 import re
 
-from east_ray.answers.sentences import LETTER, NUMERALS, claim, ending, unqualified
+from east_ray.answers.numerals import in_digits
+from east_ray.answers.prose import claim, ending, unqualified
+from east_ray.answers.sentences import LETTER
 from east_ray.answers.spellings import CHARACTERS, POWER, RULES, SCRIPTS
 
 MAX_CHARS = 500  # MATH's longest reference has 159; of longer ones only the end is read
@@ -16,6 +18,7 @@ MAX_PASSES = 4  # real answers take two or three
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _NUMBERS_ON_LINES = re.compile(r"(?<=[0-9]) *\n+ *(?=[0-9])")
+_SENTENCE_ON_LINE = re.compile(r"(?<=[^\s.!?:;,])\s*\n\s*(?=[A-Z][a-z]+[ ,])")
 
 
 def normalise(answer: str) -> str:
@@ -28,7 +31,7 @@ def normalise(answer: str) -> str:
             text = re.sub(f"[{characters}]+", lambda match, s=sign, d=digits: f"{s}{{{match[0].translate(d)}}}", text)
     text = text.translate(CHARACTERS)
     if "\n" in text:
-        text = _NUMBERS_ON_LINES.sub(", ", text).replace("\n", " ")
+        text = _SENTENCE_ON_LINE.sub(". ", _NUMBERS_ON_LINES.sub(", ", text)).replace("\n", " ")
     if len(text) > MAX_CHARS:
         last = ending(text, MAX_CHARS)
         stated = normalise(last) if last else text
@@ -66,18 +69,13 @@ def _simplify(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return _balanced(text)
     text = claim(unqualified(_without_remark(text)))
-    return without_unit(_balanced(_in_digits(text)))
+    return without_unit(_balanced(in_digits(text)))
 
 
 def _balanced(text: str) -> str:
     """Drop closing brackets at the end that were never opened: left over from the sentence around the answer."""
     opened = any(bracket in text for bracket in "([{")
     return text if opened else text.rstrip(")]}")
-
-
-def _in_digits(text: str) -> str:
-    """Numbers in words: four, twenty-one, two million, three fifths."""
-    return str(NUMERALS.get(text.lower(), text))
 
 
 _REMARK = re.compile(r" ?\(([^()]*)\)$")

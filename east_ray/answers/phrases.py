@@ -26,7 +26,7 @@ _PHRASES = tuple(
         ("resposta", rf"respostas?(?: +(?:final|correta))*{_MARKUP}(?:(?:é|são|seria)(?![a-zá-ú])|[:=]|{_MATHS})[ \t]*:?"),
         ("risposta", rf"risposta(?: +(?:finale|corretta))*{_MARKUP}(?:è(?![a-zà-ú])|[:=]|{_MATHS})[ \t]*:?"),
         ("réponse", rf"réponse(?: +(?:finale|correcte))*{_MARKUP}(?:(?:est|sont|serait)(?![a-zà-ÿ])|[:=]|{_MATHS})(?: donc)?[ \t]*:?"),
-        ("antwort", rf"antwort{_MARKUP}(?:(?:ist|lautet|wäre|beträgt)(?![a-zäöüß])|[:=]|{_MATHS})(?: also| daher| somit)?[ \t]*:?"),
+        ("antwort", rf"(?:ist|lautet) (?:die|unsere) (?:endgültige )?antwort(?=[ :]+[-0-9$\\])[ :]*|antwort{_MARKUP}(?:(?:ist|lautet|wäre|beträgt)(?![a-zäöüß])|[:=]|{_MATHS})(?: also| daher| somit)?[ \t]*:?"),
         ("ergebnis", rf"ergebnis{_MARKUP}(?:(?:ist|lautet|beträgt)(?![a-zäöüß])|[:=])(?: also| daher| somit)?[ \t]*:?"),
         ("đáp", rf"đáp +(?:án|số)(?: +(?:cuối cùng|đúng))*{_MARKUP}(?:là|[:=]|{_MATHS})[ \t]*:?"),
         ("câu trả lời", rf"câu trả lời(?: +(?:cuối cùng|đúng))*{_MARKUP}(?:là|[:=])[ \t]*:?"),
@@ -46,6 +46,10 @@ _HEADING_STEMS = ("respuesta", "réponse", "antwort", "đáp", "答案")
 _OPTION = re.compile(
     r"(?:option|choice|answer) *\(?([A-J])\)?(?= +is +(?:the +)?(?:correct|right|answer))", re.IGNORECASE
 )
+_FIRST = re.compile(
+    r"(?<![\w)}.,/])(\$[^$\n]{1,60}\$|\\\([^\n]{1,60}?\\\)|-?\$?[0-9][0-9.,/]{0,30})\*{0,2} is (?:the|our|my) (?:final |correct |right )?answer",
+    re.IGNORECASE,
+)
 
 _FORMULAS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|[。！？]|</|\*\*")
@@ -64,6 +68,8 @@ def last_phrase(text: str) -> tuple[int, str] | None:
     if ends or "answer" in lower or any(stem in lower for stem in _HEADING_STEMS):
         ends += [(match.end(), match.start(), True) for match in _HEADING.finditer(text)]
     options = list(_OPTION.finditer(text)) if " is " in lower and ("option" in lower or "choice" in lower) else []
+    if " is the answer" in lower or " is the final answer" in lower or " is the correct answer" in lower:
+        options = sorted([*options, *_FIRST.finditer(text)], key=re.Match.start)
     ends.sort()
     for end, start, heading in reversed(ends[-3:]):
         if options and options[-1].start() > start:

@@ -38,17 +38,16 @@ CHARACTERS = str.maketrans(
     | {symbol: f" {command} " for symbol, command in zip(_SYMBOLS[::2], _SYMBOLS[1::2], strict=True)}
 )
 
-_WRAPPER = (
-    r"\\(?:text|textrm|textnormal|textbf|textit|textsf|mbox|hbox|mathrm|mathbf|mathit|operatorname|emph|boxed|fbox) *"
-)
+_WRAPPER = r"\\(?:text|textrm|textup|textnormal|textbf|textit|textsf|mbox|hbox|mathrm|mathbf|mathit|operatorname|emph|boxed|fbox) *"
 POWER = r"(?: ?\^ ?(?:\{ ?-?[1-4] ?\}|-?[1-4]))?"
 _ONE_UNIT = rf"(?:[ ~/.*]|\\[,;: !]|\\cdot|\\times)*{_WRAPPER}\{{[ ~]*(?![ei] *\}})[A-Za-z](?:[ ~]?/ ?[A-Za-z]{{1,3}})?[ ~]*{POWER}\}}{POWER}"
 _NAMED_UNIT = r"(?:km|cm|mm|kg|mg|ml|mL|kJ|kW|kPa|kN|Pa|Hz|eV|mol|min|hr|[mgsLhJNWVK])"
 _COMPOUND = rf"{_NAMED_UNIT}{POWER}(?: ?(?:/|\*|\\cdot|\\times| ) ?{_NAMED_UNIT}{POWER}){{1,3}}"
 _WRAPPED_UNIT = rf"\{{ ?{_WRAPPER}\{{[A-Za-z ~]+\}}{POWER} ?\}}"
-_HEDGE = r"approximately|approx\.?|about|around|roughly|nearly|exactly|only|just|a total of|the|usd?|rs\.?"
+_HEDGE = r"approximately|approx\.?|about|around|roughly|nearly|exactly|only|just|clearly|simply|therefore|thus|a total of|the|usd?|rs\.?"
 _FONT = r"""left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?|boldsymbol|bm|pmb|bf|it|rm|sf|tt|bfseries|itshape|underline|large|Large
-    |LARGE|huge|small|normalsize|mathcal|mathsf|mathtt""".replace("\n    ", "")
+    |LARGE|huge|small|normalsize|mathcal|mathsf|mathtt|(?:ka)?(?:blue|green|red|purple|orange|gold|maroon|teal|pink|gr[ae]y|violet
+    |cyan|magenta)[A-E]?""".replace("\n    ", "")
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -80,10 +79,14 @@ def _half_of_day(match: re.Match[str]) -> str:
 
 Replacement: TypeAlias = str | Callable[[re.Match[str]], str]
 _TABLE: tuple[tuple[str, str, Replacement], ...] = (
-    ("<", r"</?[A-Za-z]+(?: [^<>]*|/)?>", ""),
+    ("<<", r"<<[^<>]*>>", ""),  # GSM8K's calculator
+    ("<", r"<(?: ?/ ?)?[A-Za-z][\w:-]*(?: [^<>]*|/)?>", ""),
+    ("<", r"^<([^<>]*)>$", r"\1"),
     ("[", r"\[/?[A-Za-z]{3,}\]", ""),
     ("$", r"\\?\$", ""),
     ("\\", r"\\(?:therefore|textdollar)(?![A-Za-z])|(?<!\\)\\[()\[\]]", ""),
+    ("space", r"\\[hv]space\*? ?\{[^{}]*\}", " "),
+    ("\\", r"\\(?:text|math)(?:bf|rm|it)(?= ?[0-9])", ""),
     ("color", r"\\(?:text)?color ?(?:\[[^\[\]{}]*\] ?)?\{[^{}]*\}", ""),
     ("\\", rf"\\(?:{_FONT})(?![A-Za-z])", ""),
     ("**", r"(?<![0-9A-Za-z)}])\*\*|\*\*(?![0-9A-Za-z({\\-])", ""),  # bold; else a power
@@ -116,18 +119,26 @@ _TABLE: tuple[tuple[str, str, Replacement], ...] = (
     ("\\equiv", r"\\equiv(?![A-Za-z])", "="),
     ("mod", r" ?\(?(?:\\p|\\b|\\)?mod(?: |\{)*[0-9]+\}?\)?$", ""),
     ("{cases}", r"\\begin\{cases\}([^&]*)\\end\{cases\}", lambda match: match[1].replace("\\\\", ",")),
-    ("{", r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}", ""),
-    ("&=", r"&(?==)", ""),
+    ("{", r"\\(?:begin|end)\{(?:align|aligned|alignat|eqnarray|equation|gather|gathered|multline|split)\*?\}", ""),
+    ("&", r"& ?(?==)|(?<==) ?&", ""),
+    ("&", r"(?<![A-Za-z&\\])([A-Z])&([A-Z]s)(?![A-Za-z])", r"\1\2"),  # M&Ms
     ("\\lt", r"\\lt(?![A-Za-z])", "<"),
     ("\\gt", r"\\gt(?![A-Za-z])", ">"),
     ("\\frac", rf"(?<=[0-9}}])[ ~]*\\frac ?{_WRAPPED_UNIT} ?{_WRAPPED_UNIT}\.?$", ""),
-    ("}", rf"(?<=[0-9}}])(?:{_ONE_UNIT})+\.?$", ""),  # 5\text{ m}/\text{s}
+    ("}", rf"(?<=[0-9}}])(?:{_ONE_UNIT})+\.?(?=$| ?[,;])", ""),  # 5\text{ m}/\text{s}
     (" ", rf"(?<=[0-9}}]) (?:[mgLshJNWVKF]|Pa|Hz|atm|mol){POWER}\.?$", ""),
     ("", rf"(?<=[0-9}}]) ?{_COMPOUND}\.?$", ""),
     (" (", r"(?<=[0-9}%]) \((?:[mgLsh]|cm|mm|km|kg|ft|in)\)$", ""),
     ("{", rf"{_WRAPPER}\{{([^{{}}]*)\}}", r" \1 "),
+    ("root of", r"(?:times )?(?:the )?square root of ([0-9]+)", r"\\sqrt{\1}"),
     ("sqrt", r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
     ("sqrt[", r"\\sqrt\[([34])\] +([0-9]+)", r"\\sqrt[\1]{\2}"),
+    (
+        " and ",
+        r"(?<![0-9./])([0-9]+) and (?:([0-9]+)/([0-9]+)|\\frac\{([0-9]+)\}\{([0-9]+)\})(?= [A-Za-z]{3})",
+        r"\1\\frac{\2\4}{\3\5}",
+    ),
+    (" (", r"([A-Za-z]{2} [0-9.,]*[0-9]) \([0-9. ]+(?:(?:[-+*/]|\\times)[0-9. ]+)+\)", r"\1"),  # is 17 (8 + 9)
     ("/", r"^[+]?(-?[0-9]+) ([0-9]+)/([0-9]+)(?=$| [A-Za-z]{3})", r"\1\\frac{\2}{\3}"),
     ("/", r"^(-?)([0-9]+)/([0-9]+)(?= [A-Za-z\\])", r"\1\\frac{\2}{\3}"),
     (
@@ -143,12 +154,14 @@ _TABLE: tuple[tuple[str, str, Replacement], ...] = (
     ("...", r"([0-9]*\.[0-9]+)\.\.\.", _repeating),
     ("dots", r"([0-9]*\.[0-9]+)\\[lc]?dots(?![A-Za-z])", _repeating),
     ("  ", r"  +", " "),
-    (", ", r"(?<=[0-9]) ?, (?=[0-9]{3}(?![0-9]))", ";"),  # a list, no thousands
+    (", ", r"(?<=[0-9]) ?, (?=[0-9]{3}(?![0-9])|[0-9]{1,3},[0-9]{3}(?![0-9]))", ";"),  # a list, no thousands
     (" ", r" ?([-+*/^=({\[<>|,;&!]) ?| ?([)}\]%])(?: (?![A-Za-z]))?", r"\1\2"),
     ("", r"^[ .:=*]*[ :=*]|[ .,;:=*>]+$|\\+$", ""),
     ("{", r"^\{([^{}]*,[^{}]*)\}$", lambda match: match[1].replace(",", ";")),
     ("{", r"^\{([^{}]*)\}$", r"\1"),
     ("", rf"^(?:\\approx|\\sim|(?i:{_HEDGE})(?![A-Za-z])) ?(?=[-0-9.\\(])", ""),
+    ("(", r"^\((?:the )?(?:final )?answer\) ?", ""),
+    ("[", r"^\[([^\[\],;]*[A-Za-z]{3}[^\[\],;]*)\]$", r"\1"),
     ("", r"^(?i:(?:the )?(?:correct )?(?:option|choice|answer)) ?(?:is )?\(?([A-J])\)?$", r"\1"),
     (
         "",
