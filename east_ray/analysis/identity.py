@@ -61,7 +61,7 @@ class Identity:
 
 def identity(run: RunDirectory) -> Identity:
     """Compare every trained completion of a run with the samples of its question, and add up what the steps recorded."""
-    directories = sorted({directory for step in run.finished_steps() for directory in step["parts"]})
+    directories = sorted({directory for step in run.finished_steps() for directory in step["artifacts"]})
     facts = {name: record["facts"] for name in directories if (record := run.manifest(name)) is not None}
     kinds = defaultdict(list[str])
     for name in facts:

@@ -73,7 +73,7 @@ def measured_figures(run: RunDirectory) -> dict[str, float]:
         figures["completion, tokens"] = float(np.mean(weights["mean_tokens"].to_numpy()))
         figures[KEPT] = weights["reason"].null_count / max(weights.num_rows, 1)
     for row in run.finished_steps():  # a step that was interrupted has several rows
-        rounds = [int(part[6:8]) for part in row["parts"] if part.startswith("round-")]
+        rounds = [int(directory[6:8]) for directory in row["artifacts"] if directory.startswith("round-")]
         name = f"round {max(rounds, default=0)}: {row['step']}"
         figures[name] = figures.get(name, 0.0) + row["seconds"]
     return figures

@@ -256,14 +256,14 @@ def cost(f: ReportData) -> Chapter | None:
         return None
     rows = []
     for step in steps:
-        facts = [manifest["facts"] for part in step["parts"] if (manifest := f.run.manifest(part))]
+        facts = [manifest["facts"] for directory in step["artifacts"] if (manifest := f.run.manifest(directory))]
         tokens = sum(map(tokens_of, facts)) if step["step"] in MODEL_STEPS else 0
         is_whole = not any(fact.get("reused_shards") for fact in facts)
         rate = f"{tokens / step['seconds']:,.0f}" if tokens and is_whole and step["seconds"] > 0 else ""
-        directory = step["parts"][0].split("/")[0] if step["parts"] else ""
+        directory = step["artifacts"][0].split("/")[0] if step["artifacts"] else ""
         name = f"{step['step']}, {directory}" if directory.startswith("round-") else step["step"]
         count = f"{tokens:,}" if tokens else ""
-        rows.append((name, str(len(step["parts"])), duration(step["seconds"]), count, rate))
+        rows.append((name, str(len(step["artifacts"])), duration(step["seconds"]), count, rate))
     rows.append(("sum of these", "", duration(sum(step["seconds"] for step in steps)), "", ""))
     table = Table(
         ("step", "artifacts", "wall time", "tokens", "tokens per second"),

@@ -154,7 +154,7 @@ class Step:
         logger.info("%s finished in %.1f s", self, seconds)
         if self.uses_ray:
             update_provenance(pending[0].run)
-        pending[0].run.append_metrics(step=self.name, parts=[a.directory for a in pending], seconds=seconds)
+        pending[0].run.append_metrics(step=self.name, artifacts=[a.directory for a in pending], seconds=seconds)
         return True
 
 

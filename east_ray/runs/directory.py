@@ -91,9 +91,12 @@ class RunDirectory(Directory):
         )
 
     def finished_steps(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl says of every finished step: `step`, `parts`, `seconds`; in the order they ended."""
+        """What metrics.jsonl says of every finished step: `step`, `artifacts`, `seconds`; in the order they ended."""
         lines = self.read_bytes("metrics.jsonl").splitlines() if self.exists("metrics.jsonl") else []
-        return [row for row in map(json.loads, lines) if "step" in row and "seconds" in row]
+        rows = [row for row in map(json.loads, lines) if "step" in row and "seconds" in row]
+        return [
+            {**row, "artifacts": row.get("artifacts", row.get("parts", []))} for row in rows
+        ]  # `parts` in older runs
 
     def manifest(self, directory: str) -> dict[str, Any] | None:
         """What completed an artifact: inputs, settings, fingerprint and facts; None while it is not complete."""

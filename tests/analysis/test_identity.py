@@ -19,7 +19,7 @@ SAMPLED = {"q0": [[5, 6, 2], [7, 2]], "q1": [[8, 9], [5, 6, 2]]}
 
 def finish(run: RunDirectory, directory: str, **facts: Any) -> None:
     run.write_json({"inputs": {}, "settings": {}, "fingerprint": "", "facts": facts}, directory, "manifest.json")
-    run.append_metrics(step="x", parts=[directory], seconds=1.0)
+    run.append_metrics(step="x", artifacts=[directory], seconds=1.0)
 
 
 def samples_table(question_id: str, ids: list[list[int]]) -> pa.Table:

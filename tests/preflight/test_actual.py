@@ -46,9 +46,9 @@ def test_after_a_run_the_actual_figures_stand_next_to_the_planned(tiny_questions
         name = f"shard-{shard:05d}.parquet"
         run.write_table(pa.Table.from_pylist([row], schema=MEASURES), "round-00", "weights", name)
     run.write_json({}, "round-00", "weights", "weights.json")
-    run.append_metrics(step="sample", parts=["round-00/samples"], seconds=100.0)
-    run.append_metrics(step="sample", parts=["round-00/samples"], seconds=20.0)
-    run.append_metrics(step="evaluate", parts=["base/evaluation", "round-00/arms/east/evaluation"], seconds=30.0)
+    run.append_metrics(step="sample", artifacts=["round-00/samples"], seconds=100.0)
+    run.append_metrics(step="sample", artifacts=["round-00/samples"], seconds=20.0)
+    run.append_metrics(step="evaluate", artifacts=["base/evaluation", "round-00/arms/east/evaluation"], seconds=30.0)
     assert measured_figures(run) == {
         "training questions": 3,
         "test questions": 2,
@@ -80,7 +80,7 @@ def test_the_plan_is_recorded_once_and_compared_after_the_run(tiny_questions: Pa
     assert recorded_comparison(run) == (run.read_json("plan.json")["pool"], [])  # nothing is measured yet
     record_plan(run, config.model_copy(update={"arms": config.arms[:1]}))
     assert run.read_bytes("plan.json") == recorded
-    run.append_metrics(step="train", parts=["round-00/arms/east/training"], seconds=61.0)
+    run.append_metrics(step="train", artifacts=["round-00/arms/east/training"], seconds=61.0)
     make_run(tmp_path / "other")
     for name in ("train", "test"):
         table = RunDirectory(str(tmp_path / "other")).read_table("questions", f"{name}.parquet")

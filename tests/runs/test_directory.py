@@ -76,3 +76,9 @@ def test_metrics_are_appended_line_by_line(run: RunDirectory) -> None:
     run.append_metrics(step="a")
     run.append_metrics(step="b")
     assert run.read_bytes("metrics.jsonl").count(b"\n") == 2
+
+
+def test_finished_steps_of_older_runs_name_their_artifacts_too(run: RunDirectory) -> None:
+    run.append_metrics(step="sample", parts=["round-00/samples"], seconds=1.0)
+    run.append_metrics(step="weigh", artifacts=["round-00/weights"], seconds=2.0)
+    assert [row["artifacts"] for row in run.finished_steps()] == [["round-00/samples"], ["round-00/weights"]]

@@ -126,7 +126,7 @@ def _round(
         run.write_table(pa.Table.from_pylist(examples, schema=schema), directory, "examples", f"{loss}.parquet")
     tokens = sum(sum(row["completion_tokens"]) for row in samples)
     Artifact(run, f"{directory}/samples").complete(tokens=tokens, seconds=12.5, reused_shards=0)
-    run.append_metrics(step="sample", parts=[f"{directory}/samples"], seconds=12.5)
+    run.append_metrics(step="sample", artifacts=[f"{directory}/samples"], seconds=12.5)
 
 
 def _sampled(
@@ -249,7 +249,7 @@ def _evaluate(
     summary = jsonable(summarise(table, config.evaluation.confidence, sampled))
     run.write_json(summary, directory, split, "metrics.json")
     Artifact(run, f"{directory}/{split}").complete(seconds=3.0, **summary)
-    run.append_metrics(step="evaluate", parts=[f"{directory}/{split}"], seconds=3.0)
+    run.append_metrics(step="evaluate", artifacts=[f"{directory}/{split}"], seconds=3.0)
 
 
 def _training(run: RunDirectory, directory: str, loss: str, draw: np.random.Generator) -> None:
@@ -270,4 +270,4 @@ def _training(run: RunDirectory, directory: str, loss: str, draw: np.random.Gene
         gradient_error=2.8e-3,
         weight_error=0.0,
     )
-    run.append_metrics(step="train", parts=[f"{directory}/training"], seconds=8.0)
+    run.append_metrics(step="train", artifacts=[f"{directory}/training"], seconds=8.0)
