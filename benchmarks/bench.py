@@ -1,4 +1,4 @@
-"""What this package does beside what others would: `make bench` prints one table, in about twenty minutes on two cores.
+"""This package against the alternatives: `make bench` prints one table, in about twenty minutes on two cores.
 
     python benchmarks/bench.py [--data ../shared/data] [--only grading rollouts training weighting resume]
 

@@ -23,7 +23,7 @@ class Policy:
 
     @property
     def inputs(self) -> dict[str, Artifact]:
-        """What a step that uses this policy is made from."""
+        """Inputs of a step that uses this policy."""
         return {"model": self.trained} if self.trained else {}
 
 
@@ -52,7 +52,7 @@ def mappings_of(config: Config, arms: Sequence[Arm]) -> list[WeightMapping]:
 
 
 def weight_mapping(config: Config, arm: Arm) -> WeightMapping:
-    """How an arm maps uncertainty to weights, hence which column it trains with."""
+    """An arm's mapping from uncertainty to weights, which names the column it trains with."""
     w = config.for_arm(arm).weighting
     return WeightMapping(w.measure, w.mapping, w.exponent, w.range, w.clip)
 

@@ -66,7 +66,7 @@ def _end(code: int) -> int:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """What the user can fix behind an exception: Ray wraps what its workers raise."""
+    """The user's error behind an exception, if there is one: Ray wraps what its workers raise."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.add_argument("-v", "--verbose", action="store_true", help="show the libraries' logs and full tracebacks")
+        sub.add_argument("-v", "--verbose", action="store_true", help="also show the libraries' logs, and full tracebacks")
         sub.set_defaults(call=call)
         return sub
 

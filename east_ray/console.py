@@ -1,5 +1,5 @@
-"""What a person sees during a run: one live line per step on a terminal, a plain line now and then in a job's log, and
-nothing of the libraries' own.
+"""Logging and progress: one live line per step on a terminal, a plain line now and then in a job's log, and nothing
+from the libraries.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def quiet_ray_data() -> Iterator[None]:
 
 
 class Progress:
-    """How far one step is. `update` may be called as often as is handy."""
+    """Progress of one step. `update` may be called as often as is convenient."""
 
     def __init__(self, step: str, total: int, unit: str, bars: Bars | None) -> None:
         self.step, self.total, self.unit = step, total, unit

@@ -29,7 +29,7 @@ def pin(run: RunDirectory, model: ModelConfig) -> ModelConfig:
     """The model with the commit its hub revision meant when this run first asked, so that every node and every resumed
     command has the same weights whatever is pushed meanwhile. Directories and stores are left as they are.
 
-    A run whose questions were prepared for a model that was not pinned goes on without a pin.
+    A run whose questions were prepared for a model that was not pinned continues without one.
     """
     if os.path.isdir(model.path) or "://" in model.path:
         return model

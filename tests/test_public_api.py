@@ -1,4 +1,4 @@
-"""What a Python user may rely on: few names, all documented, none of which costs anything before it is used."""
+"""Public names of the package: few, all documented, none of which costs anything before it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a user's files or disk ends a command with one message that says what to do, and loses nothing finished."""
+"""Faulty files and disks: a command ends with one message that says what to do, and loses nothing finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a run's weights depend on the way answers are clustered: `east-ray audit RUN`.
+"""Sensitivity of a run's weights to the way answers are clustered: `east-ray audit RUN`.
 
 The released scripts cluster by string, we by meaning; completions without an answer are a cluster, or are ignored.
 The audit clusters the recorded answers each way, compares the weights, and counts what the grader could not decide and
@@ -41,7 +41,7 @@ class Way:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What `audit` found; `render` is what the command prints."""
+    """Findings of `audit`; `render` is what the command prints."""
 
     num_questions: int
     num_kept: int

@@ -27,7 +27,7 @@ COLUMNS = ["question_id", "clusters", "verdicts"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What `num_samples` completions say about the questions kept with all of theirs; means over random subsamples."""
+    """The view from `num_samples` completions of the questions kept with all of theirs; means over random subsamples."""
 
     num_samples: int
     rank_correlation: float  # Spearman's, of entropies (hence of power weights) with those of all completions

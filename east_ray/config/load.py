@@ -66,7 +66,7 @@ class Arm(Section):
 
 
 class ReproduceConfig(Section):
-    """What `east-ray reproduce` trains: Table 1, and Figures 3 to 5 with SFT as in the paper."""
+    """Arms of `east-ray reproduce`: Table 1, and Figures 3 to 5 with SFT as in the paper."""
 
     losses: tuple[Loss, ...] = Field(default=("sft", "dpo", "kto"), description="Blocks of Table 1.")
     exponents: tuple[float, ...] = Field(

@@ -166,7 +166,7 @@ class SamplingConfig(Section):
 
 
 class GradingConfig(Section):
-    """How answers are extracted, judged and clustered."""
+    """Extracting, judging and clustering answers."""
 
     cluster: Literal["canonical", "string"] = Field(
         default="canonical",

@@ -136,7 +136,7 @@ def seed_groups(config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def at_round(config: Config, measured: Sequence[Measured]) -> dict[str, Measured]:
-    """What can be compared fairly: default, and every arm after the same number of rounds, the last that all arms have."""
+    """The models that can be compared fairly: default, and every arm after the same number of rounds, the last that all arms have."""
     shared = min(arm.rounds or config.run.rounds for arm in config.arms)
     latest = max((m.rounds for m in measured if m.rounds <= shared), default=0)
     return {m.name: m for m in measured if m.rounds in (0, latest)}
@@ -270,6 +270,6 @@ def _flat(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _shared_name(names: Sequence[str]) -> str:
-    """What arm names are without their `-seed1` or `seed=1+`; the first name when they then still differ."""
+    """Arm names without their `-seed1` or `seed=1+`; the first name when they then still differ."""
     stems = {re.sub(r"(^|[-_.+])seed[-_=]?\d+", "", name).strip("-_.+") for name in names}
     return stems.pop() if len(stems) == 1 and "" not in stems and len(set(names)) > 1 else names[0]

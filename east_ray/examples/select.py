@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LossSummary:
-    """What was written for one loss, without the earlier rounds' rows that come first."""
+    """Rows written for one loss, without the earlier rounds' rows that come first."""
 
     rows: int
     questions: int
@@ -100,7 +100,9 @@ def select(
     summary = SelectionSummary(kept, {loss: tallies[loss].figures(kept, wanted_rows[loss]) for loss in losses})
     for loss, figures in summary.losses.items():
         if not figures.rows:
-            raise UserError(f"no question has what loss = {loss} needs: none of {kept} has a usable negative; use sft")
+            raise UserError(
+                f"loss = {loss} needs incorrect completions, and none of the {kept} kept questions has one that can be used; set training.loss=sft"
+            )
         logger.info("select: %d %s rows from %d of %d questions", figures.rows, loss, figures.questions, kept)
     return summary
 

@@ -135,7 +135,7 @@ def uncertainty_map(
 
 
 def weight_histogram(weights: Mapping[str, np.ndarray], name: str, num_bins: int = 32) -> Figure:
-    """How weight is spread over the kept questions. Weights past the 99.5th percentile fall into the last bin."""
+    """Distribution of the weights of kept questions. Weights past the 99.5th percentile fall into the last bin."""
     top = max((float(np.quantile(values, 0.995)) for values in weights.values()), default=1.0)
     edges = np.linspace(0, max(top, 1.5), num_bins + 1)
     shares = {

@@ -42,7 +42,7 @@ KEPT = "kept questions"
 
 
 def planned_figures(plan: CostEstimate) -> dict[str, float]:
-    """What a run measures later: questions, tokens, the share kept, and wall seconds of each phase on the first pool."""
+    """The figures that a run measures later: questions, tokens, the share kept, and wall seconds of each phase on the first pool."""
     workload = plan.workload
     return {
         "training questions": workload.train,

@@ -231,7 +231,7 @@ def active_arms(config: Config, t: int) -> list[Arm]:
 
 
 def samplings(config: Config) -> int:
-    """How often the training questions are sampled: once for all arms in round 0, then once per arm and round."""
+    """Number of times the training questions are sampled: once for all arms in round 0, then once per arm and round."""
     return 1 + sum(len(active_arms(config, t)) for t in range(1, config.run.rounds))
 
 

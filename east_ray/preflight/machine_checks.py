@@ -66,7 +66,7 @@ def installed_version(name: str) -> str | None:
 
 
 def declared_requirements(checkout: Path = CONSTRAINTS) -> list[str]:
-    """What the installed package requires, or pyproject.toml of the checkout it runs from; none where there is neither."""
+    """Requirements of the installed package, or pyproject.toml of the checkout it runs from; none where there is neither."""
     try:
         return importlib.metadata.requires("east-ray") or []
     except importlib.metadata.PackageNotFoundError:
@@ -148,7 +148,7 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """What nvidia-smi shows; empty without GPUs or without a working driver."""
+    """GPUs that nvidia-smi shows; empty without GPUs or without a working driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         rows = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout

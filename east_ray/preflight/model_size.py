@@ -68,7 +68,7 @@ class Architecture:
         return tokens * (2 * self.active + 4 * self.layers * self.heads * self.head_dim * context)
 
     def activation_bytes_per_token(self, dtype: str, checkpointing: bool) -> float:
-        """What the backward pass keeps per token, all layers, with attention that stores no score matrix.
+        """Bytes that the backward pass keeps per token, all layers, with attention that stores no score matrix.
 
         Two RMSNorms computed in float32, the attention's and the MLP's inputs and outputs; with checkpointing only
         the layers' inputs and one layer at a time.

@@ -181,7 +181,7 @@ def probe_trainings(config: Config, scratch: Path) -> Iterator[Finding]:
 
 
 def _child(name: str, settings: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """What a child found; {"error": the last line it wrote} when it found nothing."""
+    """Findings of a child; {"error": the last line it wrote} when there are none."""
     given = scratch / f"{name}-{uuid.uuid4().hex}.json"
     found = given.with_suffix(".found")
     given.write_text(json.dumps({**settings, "found": str(found)}), encoding="utf-8")

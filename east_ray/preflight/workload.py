@@ -86,7 +86,7 @@ def measure_workload(config: Config, architecture: Architecture) -> Workload:
 
 
 def count_questions(questions: QuestionsConfig, source: str, limit_key: str) -> Split:
-    """How many questions a source has, within its limit. UserError when the hub does not tell and no limit is set."""
+    """Number of questions in a source, within its limit. UserError when the hub does not say and no limit is set."""
     limit = getattr(questions, limit_key)
     if source.startswith("hf://"):
         path, name, split = parse_hub(source)

@@ -92,7 +92,7 @@ class Prompts:
         return pa.Table.from_pylist(rows, schema=QUESTIONS)
 
     def _trouble(self) -> str | None:
-        """What is wrong with the template for the present role; None when instruction and question both show."""
+        """The template's fault with the present role; None when instruction and question both show."""
         try:
             text = self.text(PROBE)
         except Exception as error:  # a template raises whatever it likes

@@ -80,7 +80,9 @@ def prepare(
         if repeated:
             logger.warning("%s repeats %d questions, apart from spaces and case", source, repeated)
     if summary.in_test:
-        logger.warning("%d training questions are also test questions; they are not held out", summary.in_test)
+        logger.warning(
+            "%d training questions are also test questions; they are never held out for validation", summary.in_test
+        )
     return summary
 
 

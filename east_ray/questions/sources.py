@@ -53,7 +53,7 @@ def _open(source: str) -> tuple[pafs.FileSystem, str]:
     try:
         return pafs.FileSystem.from_uri(source)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be opened: {error}") from None
+        raise UserError(f"{source} cannot be opened: {error}; check the address and your credentials") from None
 
 
 def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:

@@ -53,7 +53,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What every chapter starts from. `metrics` holds the metrics.json of everything measured on the test questions."""
+    """The data that every chapter starts from. `metrics` holds the metrics.json of everything measured on the test questions."""
 
     run: RunDirectory
     config: Config

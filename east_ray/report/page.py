@@ -112,7 +112,7 @@ def _main_rows(f: ReportData) -> tuple[Comparison, ...]:
 
 
 def _basis(f: ReportData) -> str:
-    """What the headline rests on: intervals, seeds, and for how many comparisons p was corrected."""
+    """The basis of the headline: intervals, seeds, and for how many comparisons p was corrected."""
     if not f.comparisons:
         return ""
     num_seeds = max(len(row.members) for row in f.comparisons)
@@ -139,7 +139,7 @@ def _facts(f: ReportData) -> list[tuple[str, str]]:
 
 
 def _note(f: ReportData) -> str:
-    """How the numbers of the headline table were computed, and what vanilla is."""
+    """Notes below the headline table: how its numbers were computed, and what vanilla is."""
     level = f"{f.config.evaluation.confidence:.0%}"
     notes = [f"{level} CI: Wilson for accuracies, Bonett and Price's for paired differences. p: McNemar's exact test."]
     if any(len(row.members) > 1 for row in f.comparisons):

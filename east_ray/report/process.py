@@ -154,7 +154,7 @@ def training(f: ReportData) -> Chapter | None:
 
 
 def training_table(f: ReportData) -> Table:
-    """What every training did, and how exactly its weights reached the gradient, as far as its manifest records it."""
+    """Every training, and how exactly its weights reached the gradient, where its manifest records it."""
     found = {}
     for t, arm in itertools.product(range(f.config.run.rounds), f.config.arms):
         manifest = f.run.manifest(f"round-{t:02d}/arms/{arm.name}/training")

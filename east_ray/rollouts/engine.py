@@ -53,7 +53,7 @@ class EngineDied(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is opened with: the directory or hub name of the model it starts with, and its settings."""
+    """Settings an engine is opened with: the directory or hub name of the model it starts with, and its settings."""
 
     path: str
     model: ModelConfig
@@ -62,7 +62,7 @@ class EngineSettings:
 
 
 class Engine(Protocol):
-    """What the pool needs of an engine. Its methods raise EngineDied when only a new engine can continue."""
+    """The interface a pool needs of an engine. Its methods raise EngineDied when only a new engine can continue."""
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Sample every request; several threads may call at once."""

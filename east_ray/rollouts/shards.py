@@ -98,7 +98,7 @@ def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
 
 
 def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
-    """What `write_samples` or `write_grades` returned for this shard; None when it does not exist."""
+    """The facts that `write_samples` or `write_grades` returned for this shard; None when it does not exist."""
     try:
         metadata = pq.read_metadata(run.path(directory, shard_name(index)), filesystem=run.filesystem).metadata
         return json.loads(metadata[FOOTER])

@@ -221,7 +221,7 @@ def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
 
 
 def _as_input(engine: LLMEngine, prompt_token_ids: Sequence[int], **params: Any) -> tuple[Any, Any]:
-    """What vLLM's `add_request` takes: the prompt in rendered form, and the sampling parameters."""
+    """Arguments of vLLM's `add_request`: the prompt in rendered form, and the sampling parameters."""
     from vllm.inputs import TokensPrompt
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 

@@ -31,7 +31,7 @@ INTENT = "intent.json"
 
 @dataclass(frozen=True)
 class RunDirectory(Directory):
-    """Where one run keeps everything."""
+    """The directory that holds everything of one run."""
 
     def __post_init__(self) -> None:
         is_relative = self.is_local and not Path(self.uri.removeprefix("file://")).expanduser().is_absolute()
@@ -91,7 +91,7 @@ class RunDirectory(Directory):
         )
 
     def finished_steps(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl says of every finished step: `step`, `artifacts`, `seconds`; in the order they ended."""
+        """The record of every finished step in metrics.jsonl: `step`, `artifacts`, `seconds`; in the order they ended."""
         lines = self.read_bytes("metrics.jsonl").splitlines() if self.exists("metrics.jsonl") else []
         rows = [row for row in map(json.loads, lines) if "step" in row and "seconds" in row]
         return [
@@ -99,11 +99,11 @@ class RunDirectory(Directory):
         ]  # `parts` in older runs
 
     def manifest(self, directory: str) -> dict[str, Any] | None:
-        """What completed an artifact: inputs, settings, fingerprint and facts; None while it is not complete."""
+        """An artifact's manifest: inputs, settings, fingerprint and facts; None while it is not complete."""
         return self._record(directory, MANIFEST, {"inputs": dict, "settings": dict, "fingerprint": str, "facts": dict})
 
     def intent(self, directory: str) -> dict[str, Any] | None:
-        """What an artifact was begun with, inputs and settings; None when it never was."""
+        """The inputs and settings an artifact was begun with; None when it never was."""
         return self._record(directory, INTENT, {"inputs": dict, "settings": dict})
 
     def _record(self, directory: str, name: str, fields: Mapping[str, type]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Where a run's results come from: code revision, package versions, model and data fingerprints, hardware.
+"""Provenance of a run's results: code revision, package versions, model and data fingerprints, hardware.
 
 What cannot be known is null, never a guess: a job's upload, for one, has no git repository.
 """
@@ -26,7 +26,7 @@ REVISION_VARIABLE, CONTAINER_VARIABLE = "EAST_RAY_REVISION", "EAST_RAY_CONTAINER
 
 
 def provenance(config: Config) -> dict[str, Any]:
-    """What is known when a run begins; `update_provenance` adds the rest."""
+    """The provenance known when a run begins; `update_provenance` adds the rest."""
     revision, changes = _revision()
     return {
         "git_revision": revision,
@@ -66,7 +66,7 @@ def update_provenance(run: RunDirectory) -> None:
 
 
 def _gpus_of_nodes() -> set[str]:
-    """What every node with GPUs has now, e.g. "4 x NVIDIA L40S, driver 580.65.06"."""
+    """The GPUs of every node now, e.g. "4 x NVIDIA L40S, driver 580.65.06"."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -102,7 +102,7 @@ def _revision() -> tuple[str | None, bool | None]:
 
 
 def origin_of_samples(run: RunDirectory, parent: str) -> str:
-    """Who wrote the completions in `parent`/samples, in words for a card; by their manifest."""
+    """The source of the completions in `parent`/samples, from their manifest, in words for a card."""
     if not run.exists(parent, "samples", "manifest.json"):
         return "sampled completions"
     manifest, model = run.read_json(parent, "samples", "manifest.json"), run.read_json("config.json")["model"]["path"]

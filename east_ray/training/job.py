@@ -74,7 +74,7 @@ class TrainingJob:
 
 @dataclass
 class TrainingStatus:
-    """What rank 0 has reported. `log`: one row per step, complete at the end; `digest` is empty until then."""
+    """Reports of rank 0. `log`: one row per step, complete at the end; `digest` is empty until then."""
 
     log: list[dict[str, Any]] = field(default_factory=list)
     workers: dict[int, str] = field(default_factory=dict)

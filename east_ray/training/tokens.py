@@ -33,7 +33,7 @@ COMPLETIONS = {
 
 @dataclass(frozen=True)
 class PreparedExamples:
-    """What the driver keeps of N examples: weights, tokens their loss sums over, questions, a fingerprint of the ids.
+    """The driver's record of N examples: weights, tokens their loss sums over, questions, a fingerprint of the ids.
 
     `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm
     with these examples and this model. `tokenised_from_text` counts completions that came without ids.

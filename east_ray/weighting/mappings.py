@@ -113,7 +113,7 @@ class MeasureBlock:
 
 @dataclass(frozen=True)
 class MappingTotals:
-    """What blocks add to a mapping's normaliser; `+` merges. The sum of v^a is `scaled_sum` * exp(`log_scale`)."""
+    """Contributions of blocks of questions to a mapping's normaliser; `+` merges. The sum of v^a is `scaled_sum` * exp(`log_scale`)."""
 
     count: int = 0
     zeros: int = 0

@@ -179,7 +179,7 @@ def _shard_sums(
     previous: dict[str, FittedMapping],
     shard: str,
 ) -> ShardSums:
-    """What one shard adds to the funnel and to every mapping's normaliser."""
+    """Contributions of one shard to the funnel and to every mapping's normaliser."""
     measures = {"entropy", *(mapping.measure for mapping in mappings.values())}
     # A measure that is not ours may read any of COLUMNS.
     unused = {"question_id", "largest_wrong", "mean_tokens"} if measures == {"entropy"} else set()
@@ -261,7 +261,7 @@ def _write_shard(
 def _log(funnel: dict[str, Any], health: dict[str, dict[str, float]]) -> None:
     questions, completions = funnel["questions"], funnel["completions"]
     logger.info(
-        "weigh: %d of %d questions kept (%s); %d completions, %d correct, %d errors, %d cut off",
+        "weigh: %d of %d questions kept (%s); %d completions, %d correct, %d errors, %d truncated",
         questions["kept"],
         questions["total"],
         ", ".join(f"{count} {name}" for name, count in questions["dropped"].items()) or "none dropped",

@@ -1,4 +1,4 @@
-"""What rollouts cost on an object store: requests per shard, sampled now or finished before. The server counts them."""
+"""Cost of rollouts on an object store: requests per shard, sampled now or finished before. The server counts them."""
 
 from __future__ import annotations
 
