@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.add_argument("-v", "--verbose", action="store_true", help="also show the libraries' logs, and full tracebacks")
+        sub.add_argument(
+            "-v", "--verbose", action="store_true", help="also show the libraries' logs, and full tracebacks"
+        )
         sub.set_defaults(call=call)
         return sub
 

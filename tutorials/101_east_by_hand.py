@@ -91,7 +91,7 @@ def sample(model: torch.nn.Module, questions: Sequence[dict[str, str]], n: int) 
 def fine_tune(
     model: torch.nn.Module, kept: Sequence[tuple[dict[str, str], list[int]]], weight: Sequence[float]
 ) -> torch.nn.Module:
-    """Three epochs of SFT; example i's loss is multiplied by weight[i] (METHOD, step 8: token mean over the batch)."""
+    """Three epochs of SFT; example i's loss is multiplied by weight[i] (token mean over the batch, docs/method.md)."""
     prompts = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts_of([question for question, _ in kept])]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     for epoch in range(3):

@@ -1,4 +1,4 @@
-"""The choice of completions to train on, question by question (METHOD, step 7). Pure.
+"""The choice of completions to train on, question by question. Pure.
 
 Candidates are ranked by a hash of (run seed, round, question, completion number), so choices depend on neither order nor
 sharding, nor on a library's random generator.

@@ -1,4 +1,4 @@
-"""The questions that can be trained on, and the one named reason why any other is dropped (METHOD, step 5)."""
+"""The questions that can be trained on, and the one named reason why any other is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures of uncertainty (METHOD 4: eq. 1, section 4.3) and the weights that follow from them (eqs. 2 to 6). Pure numpy.
+"""Measures of uncertainty (eq. 1 and section 4.3) and the weights that follow from them (eqs. 2 to 6). Pure numpy.
 
 A weight needs one number from all kept questions, the mean of v^a. Blocks of questions add up in log space, so that
 nothing overflows; the mean weight is 1 to about 1e-15 for any exponent and any split into blocks.

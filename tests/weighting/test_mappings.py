@@ -1,4 +1,4 @@
-"""Measures and mappings: the paper's equations against other libraries, and METHOD.md's properties for any input."""
+"""Measures and mappings: the paper's equations against other libraries, and their promised properties for any input."""
 
 from __future__ import annotations
 
