@@ -246,8 +246,5 @@ def _export(arguments: argparse.Namespace) -> None:
 def _existing_run(uri: str) -> RunDirectory:
     run = RunDirectory(uri)
     run.check_reachable()
-    if not run.exists("config.json"):
-        raise UserError(
-            f"{uri} is not a run directory (it has no config.json); `east-ray run CONFIG` makes one at its run.dir"
-        )
+    run.config()
     return run

@@ -21,7 +21,6 @@ from east_ray import formatting
 from east_ray.evaluation.comparison import DEFAULT, Comparison
 from east_ray.evaluation.summary import describe, seeds
 from east_ray.figures.drawing import EAST, FULL, HALF, NARROW, NEUTRAL, VANILLA, Figure, png, svg, to_csv
-from east_ray.records import UserError
 from east_ray.report import process, question_browser, results
 from east_ray.report.data import Chapter, ReportData, figure5_name, gather_report_data
 from east_ray.runs.directory import RunDirectory
@@ -34,10 +33,6 @@ MAX_STATS = 4  # accuracies at the head of the page
 
 def write_report(run: RunDirectory) -> str:
     """Write report.html and the files beside it; returns its address. UserError when this is not a run directory."""
-    if not run.exists("config.json"):
-        raise UserError(
-            f"{run.uri} holds no config.json, so it is not a run directory; give the run.dir of an `east-ray run`"
-        )
     data = gather_report_data(run, run.config())
     made = [make(data) for make in (
         results.result, results.table_1, results.exponents, results.rounds, results.uncertainty, process.weights,

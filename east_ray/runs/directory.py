@@ -52,7 +52,11 @@ class RunDirectory(Directory):
             raise self.damaged(error, *parts) from None
 
     def config(self) -> Config:
-        """The settings of the run's last command."""
+        """The settings of the run's last command. UserError when this is not a run directory."""
+        if not self.exists("config.json"):
+            raise UserError(
+                f"{self.uri} is not a run directory (it has no config.json); `east-ray run CONFIG` makes one at its run.dir"
+            )
         return from_dict(self.read_json("config.json"), self.uri_of("config.json"))
 
     def damaged(self, reason: object, *parts: str) -> UserError:
