@@ -12,6 +12,7 @@ import pytest
 
 from east_ray.console import QUIET
 from east_ray.runs.cluster import ENVIRONMENT
+from east_ray.runs.directory import RunDirectory
 
 # Nothing is timed in a test: on a busy machine the first example of a property may take seconds.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -63,6 +64,12 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the verification data at {path} (set EAST_RAY_SHARED to the folder that holds data/)")
     return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """An empty run directory on the local disk."""
+    return RunDirectory(str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ class RunDirectory(Directory):
         self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), *parts)
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file, or every `.parquet` file of a directory in name order."""
+        """One Parquet file, or every `.parquet` file of a directory in name order. UserError names a damaged file."""
+        if not parts[-1].endswith(".parquet") and (names := self.list(*parts, suffix=".parquet")):
+            return pa.concat_tables(self.read_table(*parts, name, columns=columns) for name in names)
         try:
             return self.read_parquet(*parts, columns=columns)
         except FileNotFoundError:

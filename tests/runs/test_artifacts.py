@@ -12,11 +12,6 @@ from east_ray.runs.artifacts import Artifact, Step, restart_from, run_steps
 from east_ray.runs.directory import RunDirectory
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(str(tmp_path / "run"))
-
-
 def test_an_artifact_is_finished_only_with_its_manifest(run: RunDirectory) -> None:
     samples = Artifact(run, "round-00/samples", {"n": 4}, {"questions": "a"})
     assert not samples.is_finished

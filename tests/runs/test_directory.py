@@ -14,11 +14,6 @@ from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(str(tmp_path / "run"))
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o500)

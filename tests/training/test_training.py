@@ -38,11 +38,6 @@ def prepare(run: RunDirectory, training: TrainingConfig, column: str | None = "w
     )
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(str(tmp_path / "run"))
-
-
 def test_imported_examples_become_the_sampled_prompt_the_completion_and_one_end_of_sequence(run: RunDirectory) -> None:
     table = examples("dpo", 3)
     run.write_table(table, "examples/x.parquet")

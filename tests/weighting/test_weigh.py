@@ -50,11 +50,6 @@ def weighed(run: RunDirectory, rows: Sequence[dict[str, Any]], per_shard: int, *
     return run.read_table("weights")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(str(tmp_path))
-
-
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("in_process", [0, 32])
 def test_weights_equal_the_pure_functions_over_all_kept_questions(
