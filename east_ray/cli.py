@@ -1,4 +1,4 @@
-"""The `east-ray` command: parse, set up logging, call. Heavy libraries are imported by the steps, so `--help` is instant."""
+"""The `east-ray` command: parse, set up logging, call. All else is imported when it is called for, so `--help` is instant."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from east_ray.config.load import Config, load
-from east_ray.console import TRAINING_THREAD, set_up_logging
-from east_ray.records import UserError
-from east_ray.runs.directory import RunDirectory
+if TYPE_CHECKING:
+    from east_ray.config.load import Config
+    from east_ray.records import UserError
+    from east_ray.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ DISK = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can fix it, 130 or 143 stopped."""
     arguments = _parser().parse_args(argv)
+    from east_ray.console import set_up_logging
+
     set_up_logging(arguments.verbose)
     try:
         return arguments.call(arguments) or 0
@@ -56,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _end(code: int) -> int:
     """Return the exit code; while trainings run, end Ray and this process at once: Python would crash under their threads."""
+    from east_ray.console import TRAINING_THREAD
+
     if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
         import ray
 
@@ -67,6 +72,8 @@ def _end(code: int) -> int:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """The user's error behind an exception, if there is one: Ray wraps what its workers raise."""
+    from east_ray.records import UserError
+
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -160,6 +167,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
+    from east_ray.config.load import load
+
     return load(arguments.config, arguments.set)
 
 
@@ -244,6 +253,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _existing_run(uri: str) -> RunDirectory:
+    from east_ray.records import UserError
+    from east_ray.runs.directory import RunDirectory
+
     run = RunDirectory(uri)
     run.check_reachable()
     run.config()

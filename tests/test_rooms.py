@@ -147,7 +147,7 @@ def test_importing_the_package_and_asking_for_help_loads_nothing_heavy() -> None
     code = (
         "import sys; import east_ray; from east_ray.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'ray', 'torch', 'vllm', 'transformers', 'trl', 'sympy', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'ray', 'torch', 'vllm', 'transformers', 'trl', 'sympy', 'matplotlib', 'numpy', 'pyarrow', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
