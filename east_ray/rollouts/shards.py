@@ -21,6 +21,13 @@ from east_ray.records import GRADES, SAMPLES, UserError, check_schema
 from east_ray.runs.directory import RunDirectory
 
 FOOTER = b"east_ray"
+# All columns but the token ids: ids repeat as their words do, which zstd finds in whole numbers, but not in a dictionary's
+# indices of 13 bits or so.
+DICTIONARIES = [
+    f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+    for field in SAMPLES
+    if field.name != "completion_ids"
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def write_samples(
         "truncated": finish.count("length"),
         "failed": table.num_rows - table["shortfall"].null_count,
     }
-    _write(run, table, footer, directory, index)
+    _write(run, table, footer, directory, index, DICTIONARIES)
     return footer
 
 
@@ -211,6 +218,14 @@ def _row_groups(file: pq.ParquetFile, start: int, stop: int) -> Iterator[tuple[i
         first += rows
 
 
-def _write(run: RunDirectory, table: pa.Table, footer: Mapping[str, Any], directory: str, index: int) -> None:
+def _write(
+    run: RunDirectory,
+    table: pa.Table,
+    footer: Mapping[str, Any],
+    directory: str,
+    index: int,
+    dictionaries: bool | list[str] = True,
+) -> None:
     metadata = {FOOTER: json.dumps(footer, sort_keys=True).encode()}
-    run.write_table(table.replace_schema_metadata(metadata), directory, shard_name(index))
+    table = table.replace_schema_metadata(metadata)
+    run.write_table(table, directory, shard_name(index), dictionaries=dictionaries)

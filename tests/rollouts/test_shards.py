@@ -203,3 +203,14 @@ def test_a_large_set_keeps_large_shards_whatever_the_number_of_engines() -> None
     assert shards.shard_size(100_000, 64, 32) == 32
     assert shards.shard_size(10, 64, 32) == 4
     assert shards.shard_size(10, 64, 4) == 1
+
+
+def test_token_ids_are_stored_as_whole_numbers_which_compress_better_than_a_dictionarys_indices(tmp_path: Path) -> None:
+    run, ids = RunDirectory(str(tmp_path)), [[i % 50, 5, 2**31 - 1] for i in range(4)]
+    rows = [{**row, "completion_ids": ids} for row in samples(8, 4).to_pylist()]
+    shards.write_samples(run, pa.Table.from_pylist(rows, schema=SAMPLES), "samples", 0, 4)
+    assert shards.read_shard(run, "samples", 0)["completion_ids"].to_pylist() == [ids] * 8
+    group = pq.read_metadata(run.path("samples", shards.shard_name(0))).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    in_dictionary = {c.path_in_schema.split(".")[0] for c in columns if c.has_dictionary_page}
+    assert in_dictionary == set(SAMPLES.names) - {"completion_ids"}
