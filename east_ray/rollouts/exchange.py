@@ -11,7 +11,7 @@ coordinates in at least one of the two, and the log-probabilities of a fixed seq
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from east_ray.rollouts.engine import ExchangeRefused
 
 # Square matrices that write to the residual stream; other square ones read it. Of the rest the shape tells.
 WRITERS = ("o_proj", "out_proj", "down_proj", "w2", "wo", "dense", "c_proj", "fc2")
+# What vLLM fuses, and into what. The mirror image leaves their biases alone, so they must read back.
+FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+}
 TOLERANCE = 0.01  # of the log-probabilities' standard deviation; CPU engines are equal to the last bit
 
 
@@ -48,13 +53,8 @@ class WeightExchange:
         model = worker.model_runner.get_model()
         _process_shared_modules(model)
         parameters = dict(model.named_parameters())
-        stale = [
-            name
-            for name, tensor in vectors.items()
-            if name in parameters
-            and parameters[name].shape == tensor.shape
-            and not parameters[name].cpu().equal(tensor.to(parameters[name].dtype))
-        ]
+        shards = worker.parallel_config.tensor_parallel_size
+        stale = [name for name, vector in vectors.items() if not _reads_back(name, vector, parameters, shards)]
         rows = {
             name: p[:64].detach().cpu().clone() for name, p in parameters.items() if "embed" in name and p.ndim == 2
         }
@@ -112,6 +112,21 @@ def _mirrored(name: str, tensor: Any, sign_H: Any) -> Any:
     if reads:
         return tensor * sign_H
     return tensor * sign_H[:, None] if writes else tensor
+
+
+def _reads_back(name: str, vector: Any, parameters: Mapping[str, Any], shards: int) -> bool:
+    """Is a file's vector in the engine: under its name or within what it is fused into, whole or one of its shards?
+
+    Inverse frequencies, which old files hold, follow from the configuration.
+    """
+    *path, module, kind = name.rsplit(".", 2)
+    parameter = parameters.get(name, parameters.get(".".join([*path, FUSED.get(module, module), kind])))
+    if parameter is None:
+        return kind == "inv_freq"
+    held, vector = parameter.detach().cpu().flatten(), vector.to(parameter.dtype)
+    counts = [count for count in range(1, shards + 1) if shards % count == 0 and len(vector) % count == 0]
+    pieces = [piece for count in counts for piece in vector.chunk(count) if len(piece) <= len(held)]
+    return any(bool((held.unfold(0, len(piece), 1) == piece).all(dim=1).any()) for piece in pieces)
 
 
 def _process_shared_modules(model: Any) -> None:

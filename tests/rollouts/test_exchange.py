@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from east_ray.rollouts.engine import ExchangeRefused
-from east_ray.rollouts.exchange import WeightExchange, check_exchange, mirror, read
+from east_ray.rollouts.exchange import WeightExchange, _reads_back, check_exchange, mirror, read
 from tests.support.tiny_models import ARCHITECTURES, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +72,7 @@ def test_a_reload_that_writes_nothing_is_noticed(works: bool, tmp_path: Path) ->
 
     class Worker(WeightExchange):
         model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        parallel_config = SimpleNamespace(tensor_parallel_size=1)
         model_runner = property(lambda self: self)
 
         def get_model(self) -> Any:
@@ -84,6 +86,62 @@ def test_a_reload_that_writes_nothing_is_noticed(works: bool, tmp_path: Path) ->
     worker = Worker()
     stale = worker.exchange_weights(str(tmp_path), True) + worker.exchange_weights(str(tmp_path), False)
     assert stale == ([] if works else ["the embedding"])
+
+
+@pytest.mark.parametrize("shard", [None, 0, 1])
+@pytest.mark.parametrize("left_behind", [None, "q_proj", "k_proj", "v_proj"])
+def test_biases_that_vllm_fuses_read_back_whole_or_sharded(
+    left_behind: str | None, shard: int | None, tmp_path: Path
+) -> None:
+    """In a worker that has all heads, or one of two: half the queries, and the only key and value head."""
+    import torch
+    from safetensors.torch import save_file
+
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"q_proj": 8, "k_proj": 4, "v_proj": 4}
+    biases = {f"layers.0.self_attn.{name}.bias": torch.randn(size, generator=draw) for name, size in sizes.items()}
+    embedding = {"embed_tokens.weight": torch.randn(16, 8, generator=draw)}
+    save_file(
+        {**embedding, **biases, "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+
+    class Worker(WeightExchange):
+        parallel_config = SimpleNamespace(tensor_parallel_size=1 if shard is None else 2)
+        model_runner = property(lambda self: self)
+        model = torch.nn.Module()
+
+        def get_model(self) -> Any:
+            return self.model
+
+        def reload_weights(self, weights_iterator: Any) -> None:
+            loaded = dict(weights_iterator)
+            self.model.register_parameter(
+                "embed_tokens.weight".replace(".", "_"), torch.nn.Parameter(loaded["embed_tokens.weight"])
+            )
+            parts = [
+                b if left_behind is None or left_behind not in n else b + 1 for n, b in loaded.items() if n in biases
+            ]
+            if shard is not None:
+                parts[0] = parts[0].chunk(2)[shard]
+            layers = torch.nn.Module()
+            layers.register_parameter("bias", torch.nn.Parameter(torch.cat(parts)))
+            self.model.layers = torch.nn.ModuleList(
+                [torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({"qkv_proj": layers})})]
+            )
+
+    worker = Worker()
+    stale = worker.exchange_weights(str(tmp_path), True) + worker.exchange_weights(str(tmp_path), False)
+    assert stale == ([] if left_behind is None else [f"layers.0.self_attn.{left_behind}.bias"] * 2)
+
+
+def test_a_vector_that_is_nowhere_in_the_engine_counts_as_not_exchanged() -> None:
+    import torch
+
+    held = {"norm.weight": torch.ones(4)}
+    assert _reads_back("norm.weight", torch.ones(4), held, 1)
+    assert not _reads_back("norm.weight", torch.zeros(4), held, 1)
+    assert not _reads_back("other.weight", torch.ones(4), held, 1)
 
 
 def test_a_vector_that_keeps_its_old_values_is_named() -> None:
