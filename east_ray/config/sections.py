@@ -130,7 +130,9 @@ class SamplingConfig(Section):
         description="Fewest vLLM engines in the pool, which then grows; all of them at once if unset.",
     )
     max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
-    gpus_per_engine: float = Field(default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU.")
+    gpus_per_engine: float = Field(
+        default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU, 0.5 gives each engine half a GPU."
+    )
     cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share each layer.")
     pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs that share the layers.")
@@ -157,6 +159,9 @@ class SamplingConfig(Section):
     def _check(self) -> Self:
         if self.min_engines is not None and self.max_engines < self.min_engines:
             raise ValueError(f"max_engines={self.max_engines} is below min_engines={self.min_engines}")
+        gpus = float(self.gpus_per_engine)
+        if not (gpus.is_integer() or (gpus < 1 and round(1 / gpus, 2).is_integer())):
+            raise ValueError(f"gpus_per_engine={gpus:g}: give whole GPUs, or 1/2, 1/3, 1/4, ... of one")
         parallel = self.tensor_parallel_size * self.pipeline_parallel_size
         if self.gpus_per_engine > 0 and parallel > 1 and self.gpus_per_engine != parallel:
             raise ValueError(

@@ -6,18 +6,22 @@ so that Python never keeps the GPU waiting. Neither drains between two shards.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import queue
 import random
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from east_ray.config.sections import SamplingConfig
+from east_ray.rollouts.decoding import decode_completions
 from east_ray.rollouts.engine import (
     Completion,
     EngineDied,
@@ -37,6 +41,11 @@ Command = Callable[["LLMEngine", Future[Any]], None]
 
 WATCH_SECONDS = 0.5
 PROBE_TOKENS = 64  # whose log-probabilities show whether an exchange of weights worked
+GPU_MEMORY_SHARE = 0.92  # vLLM's own default, for an engine that has a GPU to itself
+# The n samples of a question share their prompt's blocks, but only whole ones: vLLM's 128 tokens on the CPU are longer
+# than most prompts. A step costs Python's time per sequence and per step, so more sequences share the latter.
+CPU_BLOCK_TOKENS = 32
+CPU_SEQUENCES = 1024
 
 
 class VllmEngine:
@@ -59,6 +68,7 @@ class VllmEngine:
         self._ids = itertools.count()
         self._lock = threading.Lock()
         self._died: EngineDied | None = None
+        self._tokenizer: Any = None
         ready: Future[None] = Future()
         # The engine is built by the thread that steps it: OpenMP's thread count belongs to the thread that set it.
         self._thread = threading.Thread(target=self._run, args=(settings, ready), name="vllm", daemon=True)
@@ -67,8 +77,25 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         futures = [self._ask(self._adding(request)) for request in requests]
-        results = [future.result() for future in futures]
-        return [result if isinstance(result, Refusal) else _completions(result) for result in results]
+        # Each question is decoded while the next ones are sampled.
+        return [self._completions(request, future.result()) for request, future in zip(requests, futures, strict=True)]
+
+    def _completions(self, request: Request, result: Any) -> list[Completion] | Refusal:
+        if isinstance(result, Refusal):
+            return result
+        outputs = result.outputs
+        texts = [o.text for o in outputs]
+        if self._tokenizer is not None:
+            texts = decode_completions(
+                self._tokenizer,
+                request.prompt_token_ids,
+                # As in vLLM, the token that ended a completion is no part of its text.
+                [o.token_ids[:-1] if o.finish_reason == "stop" else o.token_ids for o in outputs],
+            )
+        return [
+            Completion(text, o.finish_reason or "unknown", len(o.token_ids), tuple(o.token_ids))
+            for text, o in zip(texts, outputs, strict=True)
+        ]
 
     def load(self, path: str) -> None:
         mirrored, stale = self._exchange(path, mirrored=True)
@@ -125,9 +152,8 @@ class VllmEngine:
 
             request_id = str(next(self._ids))
             try:
-                engine.add_request(
-                    request_id, *_as_input(engine, request.prompt_token_ids, **_sampling_args(request, self._sampling))
-                )
+                params = _sampling_args(request, self._sampling) | {"detokenize": self._tokenizer is None}
+                engine.add_request(request_id, *_as_input(engine, request.prompt_token_ids, **params))
                 self._sampled[request_id] = future
             except (VLLMValidationError, ValueError) as error:
                 future.set_result(Refusal(one_line(error)))
@@ -142,7 +168,11 @@ class VllmEngine:
 
         torch.set_num_threads(max(1, int(self._sampling.cpus_per_engine)))
         args = EngineArgs(**engine_args(settings, EngineArgs))
-        return LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS, enable_multiprocessing=self._own_process)
+        with starts_alone(self._sampling):
+            engine = LLMEngine.from_engine_args(args, UsageContext.LLM_CLASS, enable_multiprocessing=self._own_process)
+        # vLLM decodes token by token, for streams; only tokenizers that are no `tokenizers` ones are left to it.
+        self._tokenizer = getattr(engine.renderer.tokenizer, "_tokenizer", None)
+        return engine
 
     def _run(self, settings: EngineSettings, ready: Future[None]) -> None:
         try:
@@ -207,11 +237,15 @@ def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
     if sampling.gpus_per_engine > 0:
         if sampling.tensor_parallel_size * sampling.pipeline_parallel_size > 1:
             args["distributed_executor_backend"] = "mp"
+        if sampling.gpus_per_engine < 1:
+            args["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * sampling.gpus_per_engine, 3)
     else:
         args["enforce_eager"] = True
         # A seeded request whose prefill is split kills the CPU engine ("CPU Generator does not use offset").
         args["enable_chunked_prefill"] = False
         args["kv_cache_memory_bytes"] = int(sampling.kv_cache_gib * (1 << 30))
+        args["block_size"] = CPU_BLOCK_TOKENS
+        args["max_num_seqs"] = CPU_SEQUENCES
     args |= sampling.engine_args
     if "max_model_len" not in args:
         # No longer than needed, so that the KV cache of a model with a long context fits; vLLM reads the model's limit.
@@ -240,7 +274,13 @@ def _sampling_args(request: Request, sampling: SamplingConfig) -> dict[str, Any]
     }
 
 
-def _completions(output: Any) -> list[Completion]:
-    return [
-        Completion(o.text, o.finish_reason or "unknown", len(o.token_ids), tuple(o.token_ids)) for o in output.outputs
-    ]
+@contextmanager
+def starts_alone(sampling: SamplingConfig) -> Iterator[IO[str] | None]:
+    """Let engines that share a GPU start one after the other: each measures how much memory its own start takes."""
+    if not 0 < sampling.gpus_per_engine < 1:
+        yield None
+        return
+    name = f"east-ray-{os.getuid()}-gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', '')}.lock"
+    with Path(tempfile.gettempdir(), name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file

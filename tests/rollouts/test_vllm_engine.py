@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from east_ray.rollouts.engine import (
     question_seed,
 )
 from east_ray.rollouts.sample_shard import sample_shard
-from east_ray.rollouts.vllm_engine import VllmEngine, engine_args
+from east_ray.rollouts.vllm_engine import VllmEngine, engine_args, starts_alone
 from tests.support.fake_engine import FakeEngine, completion
 
 MAX_NEW_TOKENS = 48
@@ -281,8 +282,25 @@ def test_cpu_engine_does_not_split_prefills_and_gpu_engine_gets_its_parallel_siz
     gpu = arguments(gpus_per_engine=8, tensor_parallel_size=4, pipeline_parallel_size=2)
     assert (gpu["tensor_parallel_size"], gpu["pipeline_parallel_size"]) == (4, 2)
     assert gpu["distributed_executor_backend"] == "mp"
-    assert "kv_cache_memory_bytes" not in gpu
-    assert "enable_chunked_prefill" not in gpu
+    assert not {"kv_cache_memory_bytes", "enable_chunked_prefill", "gpu_memory_utilization"} & set(gpu)
+
+
+def test_engines_that_share_a_gpu_share_its_memory_and_start_one_after_the_other() -> None:
+    half = SamplingConfig(gpus_per_engine=0.5)
+    assert arguments(gpus_per_engine=0.5)["gpu_memory_utilization"] == 0.46
+    assert arguments(gpus_per_engine=0.25)["gpu_memory_utilization"] == 0.23
+    with starts_alone(half) as held:
+        assert held is not None
+        with open(held.name) as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with starts_alone(SamplingConfig(gpus_per_engine=1)) as held:
+        assert held is None
+
+
+@pytest.mark.parametrize("gpus", [0.3, 1.5])
+def test_engines_share_a_gpu_evenly_or_have_whole_ones(gpus: float) -> None:
+    with pytest.raises(ValueError, match=r"gpus_per_engine.*1/2"):
+        SamplingConfig(gpus_per_engine=gpus)
 
 
 def test_users_engine_arguments_have_the_last_word() -> None:
