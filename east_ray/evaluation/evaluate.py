@@ -115,7 +115,7 @@ def evaluate(
         run.write_table(table, output, "eval.parquet")
         run.write_json(jsonable(summaries[name]), output, "metrics.json")
         overall = summaries[name].overall
-        logger.info("%s: %.1f%% of %d questions", name, 100 * overall.accuracy, overall.num_questions)
+        logger.info("%s: %.1f%% of %s questions", name, 100 * overall.accuracy, f"{overall.num_questions:,}")
     return summaries
 
 

@@ -260,15 +260,13 @@ def _write_shard(
 
 def _log(funnel: dict[str, Any], health: dict[str, dict[str, float]]) -> None:
     questions, completions = funnel["questions"], funnel["completions"]
+    counts = {"completions": completions["total"], **completions["all"]}
     logger.info(
-        "weigh: %d of %d questions kept (%s); %d completions, %d correct, %d errors, %d truncated",
-        questions["kept"],
-        questions["total"],
-        ", ".join(f"{count} {name}" for name, count in questions["dropped"].items()) or "none dropped",
-        completions["total"],
-        completions["all"]["correct"],
-        completions["all"]["errors"],
-        completions["all"]["truncated"],
+        "weigh: %s of %s questions kept (%s); %s",
+        f"{questions['kept']:,}",
+        f"{questions['total']:,}",
+        ", ".join(f"{count:,} {name}" for name, count in questions["dropped"].items()) or "none dropped",
+        ", ".join(f"{counts[name]:,} {name}" for name in ("completions", "correct", "errors", "truncated")),
     )
     for column, figures in health.items():
         logger.info(
