@@ -253,7 +253,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _existing_run(uri: str) -> RunDirectory:
-    from east_ray.records import UserError
     from east_ray.runs.directory import RunDirectory
 
     run = RunDirectory(uri)
