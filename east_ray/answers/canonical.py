@@ -30,6 +30,7 @@ from east_ray.answers.structure import (
 )
 from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, simplify, subtract
 
+_NAME = re.compile("[A-Za-z][A-Za-z0-9]*")
 MAX_BARE_CHARS = 12  # of what math-verify may read though no command is in it: 2x2, x!!
 
 
@@ -43,7 +44,8 @@ def parse(normal: str) -> CanonicalAnswer | None:
     try:
         return _parse(with_generic_names(normal))
     except ParseError:
-        is_formula = "\\" in normal or "^" in normal or len(normal) <= MAX_BARE_CHARS
+        is_bare = len(normal) <= MAX_BARE_CHARS and not _NAME.fullmatch(normal)
+        is_formula = "\\" in normal or "^" in normal or is_bare
         is_text = words_in(normal) or is_broken(normal) or not is_formula
         return CanonicalAnswer(f"text {normal.casefold()}") if is_text else None
 

@@ -265,7 +265,7 @@ def _bounded(answer: str | None, rule: str) -> _Found:
         return _Found(None, "none")
     if len(answer) > MAX_ANSWER_CHARS:
         return _Found(None, "too_long")
-    if len(answer) <= MAX_NESTING:
+    if sum(map(answer.count, "{([")) <= MAX_NESTING:
         return _Found(answer, rule)
     depth = deepest = 0
     for character in answer:

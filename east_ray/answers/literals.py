@@ -60,7 +60,7 @@ def numeral(text: str) -> CanonicalAnswer | None:
     return CanonicalAnswer(f"numeral {sign}{digits.upper()} base {base}")
 
 
-_CLOCK = re.compile(r"(?:at )?([0-9]{1,2})(?::([0-9]{2}))? ([ap]m)(?: .{0,20})?")
+_CLOCK = re.compile(r"(?:[Aa]t )?([0-9]{1,2})(?::([0-9]{2}))? ([ap]m)(?: .{0,20})?")
 
 
 def clock(text: str) -> CanonicalAnswer | None:

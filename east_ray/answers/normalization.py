@@ -18,7 +18,10 @@ MAX_PASSES = 4  # real answers take two or three
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _NUMBERS_ON_LINES = re.compile(r"(?<=[0-9]) *\n+ *(?=[0-9])")
-_SENTENCE_ON_LINE = re.compile(r"(?<=[^\s.!?:;,])\s*\n\s*(?=[A-Z][a-z]+[ ,])")
+_SENTENCE_ON_LINE = re.compile(r"(?<=[^\s.!?:;,])\s*\n\s*(?=[A-Z][a-z]+[ ,])|(?<=gn\}|n\*\})\s*(?=[A-Z][a-z]+ )")
+_SOLVED = re.compile(
+    r"\n[^\n]*(?<![A-Za-z\\])([A-Za-z])(?![A-Za-z])[^\n]*=[^\n]*\n\s*(\$*\1 ?= ?[-0-9.,/\\{}a-z]{1,40}\$*\.?)\s*$"
+)
 
 
 def normalise(answer: str) -> str:
@@ -30,12 +33,14 @@ def normalise(answer: str) -> str:
         for sign, (characters, digits) in SCRIPTS.items():
             text = re.sub(f"[{characters}]+", lambda match, s=sign, d=digits: f"{s}{{{match[0].translate(d)}}}", text)
     text = text.translate(CHARACTERS)
-    if "\n" in text:
+    if "\n" in text or "\\end{" in text:
+        solved = _SOLVED.search(text[-MAX_CHARS:])  # n - 1 = 9, n = 10 on lines of their own
+        text = solved[2] if solved and not solved[0].lstrip("\n $").startswith(f"{solved[1]} =") else text
         text = _SENTENCE_ON_LINE.sub(". ", _NUMBERS_ON_LINES.sub(", ", text)).replace("\n", " ")
     if len(text) > MAX_CHARS:
         last = ending(text, MAX_CHARS)
         stated = normalise(last) if last else text
-        return text if words_in(stated) else stated
+        return text if len(words_in(stated)) > 1 else stated
     simple = text
     for _ in range(MAX_PASSES):
         if (simpler := _simplify(simple)) == simple:

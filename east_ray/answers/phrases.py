@@ -47,9 +47,10 @@ _OPTION = re.compile(
     r"(?:option|choice|answer) *\(?([A-J])\)?(?= +is +(?:the +)?(?:correct|right|answer))", re.IGNORECASE
 )
 _FIRST = re.compile(
-    r"(?<![\w)}.,/])(\$[^$\n]{1,60}\$|\\\([^\n]{1,60}?\\\)|-?\$?[0-9][0-9.,/]{0,30})\*{0,2} is (?:the|our|my) (?:final |correct |right )?answer",
+    r"(?<![\w)}.,/])(\$[^$\n]{1,60}\$|\\\([^\n]{1,60}?\\\)|-?\$?[0-9][0-9.,/]{0,30})\*{0,2} is the (?:final |correct |right )?answer",
     re.IGNORECASE,
 )
+_IS_THE_ANSWER = re.compile(r" is the (?:final |correct |right )?answer")
 
 _FORMULAS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|[。！？]|</|\*\*")
@@ -68,7 +69,7 @@ def last_phrase(text: str) -> tuple[int, str] | None:
     if ends or "answer" in lower or any(stem in lower for stem in _HEADING_STEMS):
         ends += [(match.end(), match.start(), True) for match in _HEADING.finditer(text)]
     options = list(_OPTION.finditer(text)) if " is " in lower and ("option" in lower or "choice" in lower) else []
-    if " is the answer" in lower or " is the final answer" in lower or " is the correct answer" in lower:
+    if " is the " in lower and _IS_THE_ANSWER.search(lower):
         options = sorted([*options, *_FIRST.finditer(text)], key=re.Match.start)
     ends.sort()
     for end, start, heading in reversed(ends[-3:]):

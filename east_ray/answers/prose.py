@@ -25,6 +25,7 @@ from east_ray.answers.sentences import (
     is_multiple,
     is_part,
     is_stated,
+    listed,
     statement,
     tokenise,
     words_of,
@@ -65,6 +66,7 @@ _MEMBERS = re.compile(r"They|Th[eo]se|Their|An example|For example|Clearly|Namel
 _TASK = re.compile(r"(?:need|have|want|try|going) to (?:find|determine|calculate|compute|count|check)(?![a-z])[^=]*$")
 _TAGS = re.compile(r"(?: ?<[/a-z ]{0,20}>?)+$")
 _FACTOR = re.compile(r"(?<=[0-9)]) ?x ?(?=[0-9(])")
+_RATE = re.compile(r"([^,]* per [a-z]+), ?which is [0-9.,]+ per [a-z]+\.?")
 _NOTHING = re.compile(r"(?:there (?:is|are)|has|have) no (?:real |integer |valid )?solutions?[.!]?$")
 _LEADING_IN = frozenset("by of than from between and in for".split())  # noqa: SIM905
 _CLAUSES = frozenset("which because since with as where who that".split())  # noqa: SIM905
@@ -82,9 +84,9 @@ def unqualified(text: str) -> str:
 
 
 def ending(text: str, size: int) -> str:
-    """Its last sentences, two or more; empty where the last `size` characters hold fewer."""
+    """Its last sentences, two or so; empty where the last `size` characters hold none that is whole."""
     breaks = list(_SENTENCES.finditer(text, max(0, len(text) - size)))
-    return text[breaks[-2].end() :] if len(breaks) > 1 else ""
+    return text[breaks[-2:][0].end() :] if breaks else ""
 
 
 def claim(text: str) -> str:
@@ -94,8 +96,10 @@ def claim(text: str) -> str:
         return text
     if (match := _COMMENT.fullmatch(text)) and not any(word.end() <= match.end(1) for word in words):
         value = match[1]
-        if value.count("=") < 2 and value.count(",") < 4 and value != "1":
+        if value.count("=") < 2 and value.count(",") + value.count(";") < 4 and value != "1":
             return value
+    if rate := _RATE.fullmatch(text):  # 18 per day, which is 126 per week
+        return claim(rate[1])
     if len(words) > MAX_WORDS or _SENTENCES.search(text):
         return _conclusion(text) or text
     for pattern in (_THEREFORE, _PLACE):
@@ -133,7 +137,7 @@ def _is_remark(sentence: str, before: str) -> bool:
     if _MEMBERS.match(sentence):
         opening = _THEREFORE.match(before) or _PLACE.match(before)
         return EXISTS.match(before[opening.end() :] if opening else before) is not None
-    if re.search(r"[0-9\\=]", sentence) or any(word in NUMERALS for word in sentence.lower().split()):
+    if re.search(r"[0-9\\=]", sentence):
         return False
     return _REMARK.match(sentence) is not None or (sentence.endswith("!") and len(sentence) < 40)
 
@@ -156,6 +160,7 @@ def _concluded(sentence: str, *, remarked: bool = False) -> str | None:
     for pattern in (_THEREFORE, _THEREFORE, _PLACE):
         opened = pattern.match(last)
         last = last[opened.end() :] if opened else last
+    last = unqualified(last)
     if _NOTHING.search(last):
         return "no solution"
     rest = _consequence(last)
@@ -163,7 +168,7 @@ def _concluded(sentence: str, *, remarked: bool = False) -> str | None:
     last = rest
     tokens = tokenise(last, words_of(last))
     numbers = [place for place, token in enumerate(tokens) if token.kind == "number"]
-    if not numbers or last.endswith("?") or tokens[0].text in SUPPOSING - {"If"} or _TASK.search(last):
+    if not numbers or last.endswith("?") or "==" in last or tokens[0].text in SUPPOSING - {"If"} or _TASK.search(last):
         return None
     words = sum(token.kind == "word" for token in tokens)
     if (EXISTS.match(last) and words <= MAX_WORDS) or ((opening or len(numbers) == 1) and words <= MAX_SHORT):
@@ -179,6 +184,8 @@ def _final_value(tokens: Sequence[Token], numbers: Sequence[int]) -> str | None:
     stated = [number for number in numbers if is_stated(tokens, number)]
     if not stated:
         return None
+    if several := listed(tokens, stated):
+        return several
     place = stated[-1]
     is_result = "=" in tokens[place].text
     start = max((at for at in range(place) if tokens[at].kind == "number" or tokens[at].text in (",", ";")), default=-1)
@@ -193,9 +200,7 @@ def _final_value(tokens: Sequence[Token], numbers: Sequence[int]) -> str | None:
     equals = is_result or (place > 0 and tokens[place - 1].text in ("equals", "="))
     if not equals and (joined or is_circumstance(tokens[: numbers[0]])):
         return None
-    value = tokens[place].text
-    whole = all(value.count(opening) == value.count(closing) for opening, closing in ("()", "[]", "{}"))
-    return _FACTOR.sub(r"\\times ", value if whole else value.rpartition("=")[2])
+    return _FACTOR.sub(r"\\times ", tokens[place].text)
 
 
 def _ends_with_unit(after: Sequence[Token], most: int) -> bool:

@@ -50,7 +50,7 @@ CONDITIONS = frozenset("when where if since because let not cannot never".split(
 _SETTING = CONDITIONS | {"as", "with", "for", "at", "than"}  # x = 3 behind them is no result
 SUPPOSING = frozenset("Let Let's Suppose Assume If Consider Given".split())
 _OPEN = frozenset("not cannot never how whether what find determine calculate compute count consider".split())
-_LIMITING = frozenset("than between from every per".split())
+_LIMITING = frozenset("than between from every per the these those all first last next other".split())
 _RANGE = frozenset("to by of through from than x".split())
 PREPOSITIONS = frozenset("in of at for to per within after over on by between during with from if out".split())
 _COMPARING = frozenset("more fewer less extra additional".split())
@@ -108,6 +108,7 @@ def tokenise(text: str, words: Sequence[re.Match[str]]) -> list[Token]:
 
 
 _LEAD = re.compile(r"[\s,.;:()=*]*(?:-(?= ))?\s*")
+_NAMED_LIST = re.compile(r" ?([A-Za-z]): ?(?=[0-9])")
 _QUANTITY = re.compile(r"[0-9]|\\(?:frac|sqrt|pi|infty|binom)")
 
 
@@ -115,10 +116,14 @@ def _between(gap: str) -> list[Token]:
     """What stands between two words: a formula at most, and the marks around it."""
     lead = _LEAD.match(gap)
     assert lead is not None
+    if named := _NAMED_LIST.match(gap):
+        return [Token("symbol", named[1]), Token("mark", ":"), *_between(gap[named.end() :])]
     core = gap[lead.end() :].rstrip(" ,.;:(*-")
     trail = gap[lead.end() + len(core) :]
     if core.count(")") > core.count("("):
         core = core.removesuffix(")") if core.endswith(")") else f"({core}" if lead[0].endswith("(") else core
+    if "=" in core and any(core.count(opening) != core.count(closing) for opening, closing in ("()", "[]", "{}")):
+        core = core[core.rindex("=") :]  # the rest of 2 hours * (3 miles / 1 hour) = 6 miles
     middle = [Token("number" if _QUANTITY.search(core) else "symbol", core)] if core else []
     marks = [[Token("mark", mark) for mark in side if not mark.isspace()] for side in (lead[0], trail)]
     return [*marks[0], *middle, *marks[1]]
@@ -144,7 +149,7 @@ def statement(text: str, tokens: Sequence[Token]) -> str | None:
         return None
     stated = [place for place in numbers if is_stated(tokens, place)]
     if stated:
-        if several := _listed(tokens, stated):
+        if several := listed(tokens, stated):
             return several
         last = stated[-1]
         joined = any(token.text in JOINING for token in tokens[stated[0] : last])
@@ -178,7 +183,7 @@ def _subject_or_object(tokens: Sequence[Token], numbers: Sequence[int], head: Se
     return first
 
 
-def _listed(tokens: Sequence[Token], stated: Sequence[int]) -> str | None:
+def listed(tokens: Sequence[Token], stated: Sequence[int]) -> str | None:
     """The values that a sentence ends in, two or more, where nothing but "and", "or" and commas stands between them."""
     for start in stated:
         rest = tokens[start:]
@@ -203,8 +208,10 @@ def _with_time(tokens: Sequence[Token], place: int) -> str:
 
 
 def is_circumstance(head: Sequence[Token]) -> bool:
-    """Does the number behind `head` stand in a leading clause: After 6 hours, ...?"""
-    return bool(head) and head[0].text.lower() in _LEADING and not any(token.text == "," for token in head)
+    """Does the number behind `head` stand in a leading clause: After 6 hours, ...? Not in: After dividing by 2, ..."""
+    working = len(head) > 1 and head[1].text.endswith("ing")
+    leads = bool(head) and head[0].text.lower() in _LEADING and not working
+    return leads and not any(token.text == "," for token in head)
 
 
 def is_stated(tokens: Sequence[Token], place: int) -> bool:
@@ -275,7 +282,10 @@ def _adds(rest: Sequence[Token]) -> bool:
     """Does "and" join another number, not only one that a preposition leads: and watching TV in 4 weeks?"""
     if rest[0].text in ("over", "times") or (rest[1:] and rest[1].kind == "symbol"):
         return rest[1:] != [] and rest[1].kind in ("number", "symbol")
-    leading = [token for token in rest if token.text not in _ARTICLES]
+    infinitive = next(
+        (at for at, token in enumerate(rest[:-1]) if token.text == "to" and rest[at + 1].kind == "word"), None
+    )
+    leading = [token for token in rest[:infinitive] if token.text not in _ARTICLES]
     return any(
         token.kind == "number" and before.text not in PREPOSITIONS - {"by"}
         for before, token in itertools.pairwise(leading)

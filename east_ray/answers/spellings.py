@@ -160,8 +160,8 @@ _TABLE: tuple[tuple[str, str, Replacement], ...] = (
     ("{", r"^\{([^{}]*,[^{}]*)\}$", lambda match: match[1].replace(",", ";")),
     ("{", r"^\{([^{}]*)\}$", r"\1"),
     ("", rf"^(?:\\approx|\\sim|(?i:{_HEDGE})(?![A-Za-z])) ?(?=[-0-9.\\(])", ""),
-    ("(", r"^\((?:the )?(?:final )?answer\) ?", ""),
-    ("[", r"^\[([^\[\],;]*[A-Za-z]{3}[^\[\],;]*)\]$", r"\1"),
+    ("nswer", r"^(?:\((?:the )?(?:final )?answer\)|[Aa]nswer(?= -?[0-9\\])) ?", ""),
+    ("[", r"^\[([^\[\],;]*)\]$", r"\1"),
     ("", r"^(?i:(?:the )?(?:correct )?(?:option|choice|answer)) ?(?:is )?\(?([A-J])\)?$", r"\1"),
     (
         "",
