@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import textwrap
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ def _cannot_fetch(path: str, error: Exception) -> UserError:
     """Hub errors have no common base: no network, no such name, no permission, ..."""
     kind = UserError if _is_final(error) else Unavailable
     return kind(
-        f"model.path={path!r} is not a directory here and cannot be fetched from the hub ({_first_line(error)}); "
-        "check the name, `hf auth login` and the network, or download it first and give its directory"
+        f"model.path={path!r} is not a directory here and cannot be fetched from the hub ({_cause(error)}); correct the path, "
+        "or for a hub model check its name, `hf auth login` and the network"
     )
 
 
@@ -159,6 +160,16 @@ def _is_final(error: BaseException | None) -> bool:
             return error.response.status_code not in (408, 429)
         error = error.__cause__ or error.__context__
     return False
+
+
+def _cause(error: Exception) -> str:
+    """A few words: the hub's client writes up to 500 characters."""
+    text = _first_line(error)
+    if "offline mode" in text or "outgoing traffic has been disabled" in text:
+        return "HF_HUB_OFFLINE is set, and the cache does not hold it"
+    if "ConnectError" in text or "ConnectTimeout" in text:
+        return "the hub does not answer"
+    return textwrap.shorten(text, 120, placeholder=" ...")
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from east_ray.arms import Group, Policy, losses_of, mappings_of, weight_mapping
 from east_ray.config.load import Arm, Config
-from east_ray.runs.artifacts import Artifact, Step
+from east_ray.runs.artifacts import Artifact, Refused, Step
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
 from east_ray.training.job import check_trackers
 
@@ -116,6 +116,13 @@ def import_samples(run: RunDirectory, config: Config, file: str, questions: Step
         work=work,
         discard_on_user_error=True,
     )
+    held = run.intent(artifact.directory) or run.manifest(artifact.directory)
+    if held is not None and held["inputs"].get("file") != artifact.inputs["file"]:
+        of = f"imported from {name} as it was" if (name := held["settings"].get("imported")) else "that were sampled"
+        raise Refused(
+            f"{run.uri_of(artifact.directory)} holds completions {of}, so {file} is not imported. Import it into another run "
+            f"directory (--set run.dir=...), or delete {run.uri_of('round-00')} and import again"
+        )
     return Step("import-samples", [artifact], uses_ray=False)
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from east_ray import cli
 from east_ray.config.load import load
-from east_ray.config.sections import QuestionsConfig
+from east_ray.config.sections import GradingConfig, QuestionsConfig
 from east_ray.questions.questions import load_questions
 from east_ray.records import SAMPLES, UserError, check_schema
 from east_ray.rollouts import shards
@@ -200,6 +200,39 @@ def test_samples_that_cannot_be_imported_leave_the_run_as_it_was(
     shutil.rmtree(tmp_path / "mine.jsonl") if how == "directory" else (tmp_path / "mine.jsonl").unlink()
     (tmp_path / "mine.jsonl").write_text(json.dumps({"question": line["question"], "responses": ["\\boxed{1}"]}))
     assert cli.main(["import-samples", str(config), str(tmp_path / "mine.jsonl")]) == 0
+
+
+def test_a_second_import_says_what_is_there_and_how_to_replace_it(fails: Command, config: Path, tmp_path: Path) -> None:
+    line = json.loads((Path(load(config).questions.train)).read_text().splitlines()[0])
+    for name in ("mine", "other"):
+        completions = {"question": line["question"], "responses": [f"{name} \\boxed{{1}}"]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(completions))
+    assert cli.main(["import-samples", str(config), str(tmp_path / "mine.jsonl")]) == 0
+    assert cli.main(["import-samples", str(config), str(tmp_path / "mine.jsonl")]) == 0
+    message = fails("import-samples", config, tmp_path / "other.jsonl")
+    assert "holds completions imported from mine.jsonl as it was, so" in message
+    assert "restart-from" not in message
+    shutil.rmtree(tmp_path / "run" / "round-00")
+    assert cli.main(["import-samples", str(config), str(tmp_path / "other.jsonl")]) == 0
+
+
+def test_importing_into_a_sampled_run_says_so(fails: Command, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}")
+    assert cli.main(["questions", str(config)]) == 0
+    sampled = {"inputs": {"questions": "0"}, "settings": {"temperature": 1.0}}
+    RunDirectory(str(tmp_path / "run")).write_json(sampled, "round-00", "samples", "intent.json")
+    assert "holds completions that were sampled, so" in fails("import-samples", config, tmp_path / "mine.jsonl")
+
+
+def test_a_setting_whose_default_changed_since_can_be_kept_by_name(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    old = Artifact(run, "round-00/grades", GradingConfig(answer_tags=False).identity())
+    old.begin()
+    old.complete()
+    with pytest.raises(
+        UserError, match=r"grading\.answer_tags = False, now it is True\. Keep it with --set grading\.answer_tags=false"
+    ):
+        _ = Artifact(run, "round-00/grades", GradingConfig().identity()).is_finished
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "intent.json"])

@@ -6,6 +6,7 @@ and the fingerprints of the inputs that it was made from.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from east_ray.config.load import Config
 from east_ray.records import UserError
 from east_ray.runs.directory import INTENT, MANIFEST, RunDirectory, fingerprint, jsonable
 from east_ray.runs.provenance import update_provenance
@@ -30,6 +32,8 @@ STEP_OF_DIRECTORY = {
     "validation": "validate",
     "evaluation": "evaluate",
 }
+# Where the settings of an artifact come from, as far as they have the names that the config gives them.
+SECTION_OF_STEP = {"sample": "sampling", "verify": "grading", "train": "training"}
 
 
 class Refused(UserError):
@@ -84,10 +88,15 @@ class Artifact:
 
     def _made_otherwise(self, name: str, before: Any, now: Any) -> Refused:
         last = self.directory.rsplit("/", 1)[-1]
+        step = STEP_OF_DIRECTORY.get(last, last)
+        section, keep = SECTION_OF_STEP.get(step), "Use"
+        if section and name in Config.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
+            name = f"{section}.{name}"
+            keep = f"Keep it with --set {name}={json.dumps(before)}, use"  # its default may have changed since
         return Refused(
-            f"{self.run.uri_of(self.directory)} was made with {name} = {before!r}, now it is {now!r}. Use another run "
+            f"{self.run.uri_of(self.directory)} was made with {name} = {before!r}, now it is {now!r}. {keep} another run "
             f"directory (--set run.dir=...), or discard this step and all later ones and do them again with "
-            f"`east-ray run CONFIG --restart-from {STEP_OF_DIRECTORY.get(last, last)}`"
+            f"`east-ray run CONFIG --restart-from {step}`"
         )
 
     def begin(self) -> None:
