@@ -28,6 +28,11 @@ def probability(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.2g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 round, 1,319 questions."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds as 12.3 s, 3 min 20 s or 2 h 05 min."""
     if seconds < 60:

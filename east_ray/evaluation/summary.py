@@ -16,7 +16,7 @@ from rich.text import Text
 
 from east_ray.evaluation.comparison import DEFAULT, Comparison, Difference, at_round, compare, read_measured
 from east_ray.evaluation.statistics import minimum_detectable_effect
-from east_ray.formatting import points, probability
+from east_ray.formatting import counted, points, probability
 from east_ray.runs.directory import RunDirectory
 
 DISAGREEMENT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that two models may answer differently
@@ -39,7 +39,7 @@ def render_table(run: RunDirectory) -> Group | None:
         return None
     confidence = config.evaluation.confidence
     table = Table(
-        title=f"Accuracy on {rows[0].num_questions:,} test questions{seeds(rows)}; {confidence:.0%} CI, differences in points",
+        title=f"Accuracy on {counted(rows[0].num_questions, 'test question')}{seeds(rows)}; {confidence:.0%} CI, differences in points",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -61,7 +61,9 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Summary:
     default = next((row for row in rows if row.name == DEFAULT), None)
     trained = [row for row in rows if row.name != DEFAULT]
     if not trained:
-        return Summary(f"Before training: {100 * rows[0].accuracy:.1f}% of {rows[0].num_questions:,} questions", ())
+        return Summary(
+            f"Before training: {100 * rows[0].accuracy:.1f}% of {counted(rows[0].num_questions, 'question')}", ()
+        )
     weighted = [(row, row.to_vanilla) for row in trained if row.to_vanilla is not None]
     sentences = []
     if default is not None:
@@ -91,10 +93,10 @@ def detectable_differences(num_questions: int, confidence: float) -> str:
         f"{100 * size:.1f} points if the models disagree on {share:.0%}" for share, size in sizes.items() if size < 1
     ]
     if not shown:
-        return f"{num_questions:,} test questions are too few to show a difference"
+        return f"{counted(num_questions, 'test question')}: too few to show a difference"
     shown = [shown[0] + " of them", *(text.replace("if the models disagree on", "on") for text in shown[1:4])]
     return (
-        f"minimum detectable difference on {num_questions:,} test questions ({confidence:.0%} confidence, 80% power, one "
+        f"minimum detectable difference on {counted(num_questions, 'test question')} ({confidence:.0%} confidence, 80% power, one "
         f"comparison): {', '.join(shown)}"
     )
 
@@ -108,9 +110,7 @@ def difference_sentence(name: str, d: Difference, num_questions: int, confidence
     """One difference with its interval, and either its p-value or the minimum detectable effect."""
     differs = f" Their settings differ: {', '.join(d.differs)}." if d.differs else ""
     if d.gained == d.lost == 0:
-        return (
-            f"{name} and {d.baseline} answer exactly the same of these {num_questions:,} questions correctly.{differs}"
-        )
+        return f"{name} and {d.baseline} answer the same of {counted(num_questions, 'question')} correctly.{differs}"
     found = f"{name} \u2212 {d.baseline} = {_known(d, confidence)}"
     if is_significant(d, confidence):
         return f"{found}, {_p(d)}.{differs}"
@@ -132,7 +132,7 @@ def seeds(rows: Sequence[Comparison]) -> str:
 
 def _headline_of_training(row: Comparison, default: Comparison | None, confidence: float) -> str:
     if row.to_default is None or default is None:
-        return f"After training: {100 * row.accuracy:.1f}% of {row.num_questions:,} questions"
+        return f"After training: {100 * row.accuracy:.1f}% of {counted(row.num_questions, 'question')}"
     if not is_significant(row.to_default, confidence):
         return f"No significant difference to the base model ({points(row.to_default.estimate)} points)"
     return f"Training moved accuracy from {100 * default.accuracy:.1f}% to {100 * row.accuracy:.1f}%"
@@ -162,9 +162,7 @@ def _training_sentence(default: Comparison, row: Comparison, confidence: float) 
     d = row.to_default
     assert d is not None
     if d.gained == d.lost == 0:
-        return (
-            f"{row.name} answers exactly the same of these {row.num_questions:,} questions correctly as the base model."
-        )
+        return f"{row.name} answers the same of {counted(row.num_questions, 'question')} correctly as the base model."
     moved = f"{row.name}: {100 * default.accuracy:.1f}% \u2192 {100 * row.accuracy:.1f}%"
     end = "" if is_significant(d, confidence) else ": not significant"
     by = _known(d, confidence).replace(" points", " points over the base model", 1)

@@ -72,7 +72,7 @@ def check_host_memory(config: Config, available_bytes: int | None = None) -> Ite
     weights = read_architecture(config.model).parameters * DTYPE_BYTES[config.model.dtype] / GIB
     engines, cache = config.sampling.max_engines, config.sampling.kv_cache_gib
     needed = engines * (weights + cache + 1.5)  # an engine process without either takes 1.5 GiB
-    detail = f"{engines} CPU engine(s) need {needed:.1f} GiB, {available:.1f} GiB are free"
+    detail = f"CPU engines ({engines}) need {needed:.1f} GiB, {available:.1f} GiB are free"
     if needed > available:
         remedy = "lower sampling.kv_cache_gib or sampling.max_engines, or use a smaller model"
         yield fail("memory", detail, remedy)

@@ -46,8 +46,9 @@ def training_memory(
     """Per training worker under DeepSpeed ZeRO, for micro-batches full of `longest_tokens`-token sequences.
 
     Stage 1 divides the optimizer's state (float32 copy and two moments, 12 bytes per trained parameter) over the
-    workers, stage 2 also the gradients, stage 3 also the weights. The optimizer's step casts a worker's gradients to
-    float32, 4 bytes more per parameter of its share. DPO and KTO keep a frozen reference unless they train an
+    workers, stage 2 also the gradients, stage 3 also the weights. The optimizer's step takes a worker's gradients in
+    float32, 4 bytes more per parameter of its share: at stage 2 they are the sums over micro-batches; at stage 3 the
+    gradients are those sums, 4 bytes each, and these a copy of them (DeepSpeed 0.19.8). DPO and KTO keep a frozen reference unless they train an
     adapter; DPO processes two sequences per example.
     """
     stage, workers, b = training.zero_stage, training.workers, DTYPE_BYTES[dtype]
@@ -60,7 +61,7 @@ def training_memory(
     parts = {
         "weights": b * (weights + (trained if training.lora else 0)) / (workers if stage >= 3 else 1) / GIB,
         "gradients": b * trained / (workers if stage >= 2 else 1) / GIB,
-        "float32 gradients": 4 * share / GIB,
+        "float32 gradients": (8 - b if stage >= 3 else 4) * share / GIB,
         "optimizer": 12 * share / GIB,
         "reference": b * weights / (workers if stage >= 3 else 1) / GIB if reference else 0,
         "activations": sequences * longest_tokens * per_token / GIB,

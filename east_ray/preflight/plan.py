@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from east_ray.evaluation.summary import detectable_differences
-from east_ray.formatting import duration
+from east_ray.formatting import counted, duration
 from east_ray.preflight.actual import Figure, compare, planned_figures
 from east_ray.preflight.estimate import CostEstimate, PoolPlan
 from east_ray.preflight.memory import Memory
@@ -40,8 +40,9 @@ def _workload(estimate: CostEstimate) -> Iterator[str]:
     yield f"{config.model.path}: {size}, {config.model.dtype}, {trained} trained"
     held_out = f"{workload.validation:,} held out, " if workload.validation else ""
     yield (
-        f"{config.run.rounds} round(s) of {len(config.arms)} arm(s) ({', '.join(losses)}): {workload.train:,} training questions "
-        f"x {config.sampling.num_samples} samples, {held_out}{workload.test:,} test questions"
+        f"{counted(config.run.rounds, 'round')} of {counted(len(config.arms), 'arm')} ({', '.join(losses)}): "
+        f"{counted(workload.train, 'training question')} x {counted(config.sampling.num_samples, 'sample')}, "
+        f"{held_out}{counted(workload.test, 'test question')}"
     )
     yield (
         f"prompts of {workload.prompt_tokens:,.0f} tokens (longest {workload.longest_prompt_tokens:,}), completions of "
@@ -71,7 +72,7 @@ def _pool(estimate: CostEstimate, pool: PoolPlan) -> Iterator[str]:
     rows.append(("total", _count(tokens), "", duration(starting), duration(pool.seconds), f"{hours:,.2f}"))
     yield _table(("phase", "tokens", "devices", "starting", "wall time", "device hours"), rows)
     slow = "; more grading.workers would end the sampling sooner" if pool.grading_is_slow else ""
-    yield f"  grading during sampling: {duration(pool.grading_seconds)} on {estimate.config.grading.workers} core(s){slow}"
+    yield f"  grading during sampling: {duration(pool.grading_seconds)} on {counted(estimate.config.grading.workers, 'core')}{slow}"
     on_demand, spot = pool.price(spot=False), pool.price(spot=True)
     yield f"  price: ${on_demand:,.2f} on demand, ${spot:,.2f} with spot for sampling and evaluation"
     held = (

@@ -154,6 +154,8 @@ def test_checkpointing_and_adapters_save_memory_and_dpo_costs_a_reference() -> N
     assert memory(lora={})["total"] < full["total"]
     assert memory(offload_optimizer=True)["total"] < full["total"]
     assert full["float32 gradients"] == pytest.approx(4 * 8.030261248e9 / 8 / GIB)
+    sharded = memory(zero_stage=3)
+    assert sharded["gradients"] + sharded["float32 gradients"] == pytest.approx((4 + 4) * 8.030261248e9 / 8 / GIB)
     dpo = memory(loss="dpo")
     assert dpo["reference"] == pytest.approx(2 * 8.030261248e9 / GIB)
     assert dpo["activations"] == pytest.approx(2 * full["activations"])
