@@ -1,8 +1,9 @@
 """Speed and memory of rollouts, measured: `python benchmarks/rollouts.py throughput|memory|rerun`.
 
 throughput  tokens per second of the pipeline, and of `ray.data.llm` with one row per sample, against bare
-            `LLM.generate(n=128)` on the same prompts, seeds, model and threads; engine start excluded. Every
-            measurement is a process of its own; the kinds take turns.
+            `LLM.generate(n=128)` with vLLM's own settings on the same prompts, seeds, model and threads; engine start
+            excluded. Every measurement is a process of its own; the kinds take turns.
+            With --gpu: on one GPU a random model of Llama-3.2-1B's shape, with one, two and four engines on it.
 memory      the driver's peak and the object store's, at two numbers of questions, through an engine without a model.
 rerun       seconds that a finished set takes when it is asked for again, and what was imported for it.
 """
@@ -21,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,12 @@ MODEL = str(ROOT / "east_ray" / "tiny" / "model")
 JOB = RolloutJob(MODEL, "questions/train.parquet", "samples", "grades")
 
 
-def sampling_config(arguments: argparse.Namespace, **settings: Any) -> SamplingConfig:
-    return SamplingConfig(num_samples=128, max_new_tokens=256, kv_cache_gib=1, questions_per_shard=8, **settings)
+def sampling_config(arguments: argparse.Namespace) -> SamplingConfig:
+    settings: dict[str, Any] = {"num_samples": 128, "max_new_tokens": 256, "kv_cache_gib": 1, "questions_per_shard": 8}
+    if arguments.gpu:
+        engines = arguments.engines
+        settings |= {"gpus_per_engine": 1 / engines, "min_engines": engines, "max_engines": engines}
+    return SamplingConfig(**settings)
 
 
 def prepare(directory: str, count: int) -> RunDirectory:
@@ -54,15 +60,18 @@ def prepare(directory: str, count: int) -> RunDirectory:
 
 
 class Timed:
-    """An engine that notes when it was first asked for something."""
+    """An engine that notes when it was first asked for something, and the processor time it has taken since."""
 
-    def __init__(self, engine: Engine, file: str) -> None:
-        self._engine, self._file = engine, Path(file)
+    def __init__(self, engine: Engine, directory: str) -> None:
+        self._engine, self._directory, self._before = engine, Path(directory), time.process_time()
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
-        if not self._file.exists():
-            self._file.write_text(str(time.time()))
-        return self._engine.generate(requests)
+        started = self._directory / f"{os.getpid()}.started"
+        if not started.exists():
+            started.write_text(str(time.time()))
+        results = self._engine.generate(requests)
+        (self._directory / f"{os.getpid()}.cpu").write_text(str(time.process_time() - self._before))
+        return results
 
     def load(self, path: str) -> None:
         self._engine.load(path)
@@ -82,7 +91,8 @@ def open_timed(settings: EngineSettings) -> Timed:
 
 def measure_bare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tokens and seconds of one `LLM.generate` over all questions."""
-    os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
+    if not arguments.gpu:  # a process of its own and bound threads cost a CPU engine more than they bring
+        os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
     os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"})
     from vllm import LLM, SamplingParams
     from vllm.engine.arg_utils import EngineArgs
@@ -93,16 +103,20 @@ def measure_bare(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = prepare(directory, arguments.questions).read_table(JOB.questions).to_pylist()
     sampling = sampling_config(arguments)
     longest = max(len(row["prompt_token_ids"]) for row in rows)
-    llm = LLM(**engine_args(EngineSettings(MODEL, ModelConfig(path=MODEL), sampling, longest), EngineArgs))
+    args = engine_args(
+        EngineSettings(arguments.model, ModelConfig(path=arguments.model), sampling, longest), EngineArgs
+    )
+    ours = {"block_size", "max_num_seqs", "gpu_memory_utilization", "worker_extension_cls", "disable_log_stats"}
+    llm = LLM(**{name: value for name, value in args.items() if name not in ours})
     llm.generate([{"prompt_token_ids": [5, 6, 7]}], SamplingParams(n=128, max_tokens=256, seed=1), use_tqdm=False)
     params = [
         SamplingParams(n=128, temperature=1.0, max_tokens=256, seed=question_seed(0, 0, row["question_id"]))
         for row in rows
     ]
-    started = time.time()
+    started, cpu = time.time(), time.process_time()
     outputs = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]} for row in rows], params, use_tqdm=False)
-    seconds = time.time() - started
-    return {"tokens": sum(len(o.token_ids) for output in outputs for o in output.outputs), "seconds": seconds}
+    tokens = sum(len(o.token_ids) for output in outputs for o in output.outputs)
+    return {"tokens": tokens, "seconds": time.time() - started, "cpu": time.process_time() - cpu}
 
 
 def measure_pipeline(arguments: argparse.Namespace, graded: bool) -> dict[str, Any]:
@@ -110,27 +124,33 @@ def measure_pipeline(arguments: argparse.Namespace, graded: bool) -> dict[str, A
     import ray
 
     with tempfile.TemporaryDirectory() as directory:
-        os.environ["EAST_RAY_STARTED"] = started = f"{directory}/started"
+        os.environ["EAST_RAY_STARTED"] = notes = f"{directory}/notes"
+        Path(notes).mkdir()
         start_ray()
         run = prepare(directory, arguments.questions)
         keywords: dict[str, Any] = {
-            "model": ModelConfig(path=MODEL),
+            "model": ModelConfig(path=arguments.model),
             "sampling": sampling_config(arguments),
             "seed": 0,
             "round_index": 0,
         }
+        job = replace(JOB, model=arguments.model)
         if graded:
-            run_rollouts(run, [JOB], grading=GradingConfig(), open_engine=open_timed, **keywords)
+            run_rollouts(run, [job], grading=GradingConfig(), open_engine=open_timed, **keywords)
         else:
-            sample_only(run, **keywords)
+            sample_only(run, job, **keywords)
         files = Path(run.path("grades" if graded else "samples")).glob("*.parquet")
-        seconds = max(file.stat().st_mtime for file in files) - float(Path(started).read_text())
+        started = min(float(file.read_text()) for file in Path(notes).glob("*.started"))
+        cpu = sum(float(file.read_text()) for file in Path(notes).glob("*.cpu"))
+        seconds = max(file.stat().st_mtime for file in files) - started
         tokens = sum(sum(counts) for counts in run.read_table("samples")["completion_tokens"].to_pylist())
         ray.shutdown()
-    return {"tokens": tokens, "seconds": seconds}
+    return {"tokens": tokens, "seconds": seconds, "cpu": cpu}
 
 
-def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig, seed: int, round_index: int) -> None:
+def sample_only(
+    run: RunDirectory, job: RolloutJob, model: ModelConfig, sampling: SamplingConfig, seed: int, round_index: int
+) -> None:
     """The sampling pool of `run_rollouts` without the graders behind it."""
     import ray
 
@@ -143,7 +163,7 @@ def sample_only(run: RunDirectory, model: ModelConfig, sampling: SamplingConfig,
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
     rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
-    spec = RolloutSpec(run, [JOB], model, sampling, seed, round_index, open_timed)
+    spec = RolloutSpec(run, [job], model, sampling, seed, round_index, open_timed)
     with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)
         dataset = engine_pool(dataset, count, spec, on_driver_node(Attempts), 0)
@@ -213,28 +233,56 @@ NAMES = {
     "graded": "pipeline, sampling and grading",
     "ray_data_llm": "`ray.data.llm`, one row per sample",
 }
+GPU_NAMES = {
+    "bare": NAMES["bare"],
+    **{f"graded {n}": f"pipeline with grading, engines on the GPU: {n}" for n in (1, 2, 4)},
+}
 
 
-def measure_rates(questions: int, repeats: int) -> dict[str, list[float]]:
-    """Tokens per second of each kind, in processes of their own that take turns."""
-    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in NAMES}
+def measure_rates(
+    questions: int, repeats: int, options: Sequence[str] = (), kinds: Sequence[str] = ()
+) -> dict[str, list[dict[str, float]]]:
+    """Tokens per second of each kind, and per second of its engines' processor time; processes of their own, in turns."""
+    names = GPU_NAMES if "--gpu" in options else NAMES
+    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds or names}
     for _ in range(repeats):
         for kind, measured in results.items():
-            measured.append(in_a_process(["one", kind, "--questions", str(questions)]))
+            name, _, engines = kind.partition(" ")
+            own = ["--engines", engines] if engines else []
+            measured.append(in_a_process(["one", name, "--questions", str(questions), *options, *own]))
             print(kind, measured[-1], file=sys.stderr, flush=True)
     tokens = {kind: measured[0]["tokens"] for kind, measured in results.items()}
-    assert len(set(tokens.values())) == 1, f"the same seeds, the same tokens: {tokens}"
+    assert "--gpu" in options or len(set(tokens.values())) == 1, f"the same seeds, the same tokens: {tokens}"
     print(f"{questions} questions x 128 samples, {tokens['bare']:,} tokens, {os.cpu_count()} cores", file=sys.stderr)
-    return {kind: [m["tokens"] / m["seconds"] for m in measured] for kind, measured in results.items()}
+    return {
+        kind: [{name: m["tokens"] / m[name] for name in ("seconds", "cpu") if name in m} for m in measured]
+        for kind, measured in results.items()
+    }
 
 
 def throughput(arguments: argparse.Namespace) -> None:
-    rates = measure_rates(arguments.questions, arguments.repeats)
-    bare = statistics.median(rates["bare"])
-    print("| | tokens/s, median | lowest to highest | of bare |\n|---|---|---|---|")
-    for kind, values in rates.items():
-        median = statistics.median(values)
-        print(f"| {NAMES[kind]} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {median / bare:.3f} |")
+    names = GPU_NAMES if arguments.gpu else NAMES
+    with tempfile.TemporaryDirectory() as scratch:
+        options: list[str] = []
+        if arguments.gpu:
+            from benchmarks.training import random_model
+
+            options = ["--gpu", "--model", random_model("1b", scratch)]
+        rates = measure_rates(arguments.questions, arguments.repeats, options, arguments.kinds)
+    print(
+        "| | tokens/s, median | lowest to highest | of bare | of bare, per engine's processor time |\n|---|---|---|---|---|"
+    )
+    medians = {
+        kind: {name: statistics.median(m[name] for m in measured) for name in measured[0]}
+        for kind, measured in rates.items()
+    }
+    for kind, measured in rates.items():
+        values, median, bare = [m["seconds"] for m in measured], medians[kind], medians["bare"]
+        cpu = f"{median['cpu'] / bare['cpu']:.3f}" if "cpu" in median and not arguments.gpu else ""
+        print(
+            f"| {names[kind]} | {median['seconds']:,.0f} | {min(values):,.0f} to {max(values):,.0f} | "
+            f"{median['seconds'] / bare['seconds']:.3f} | {cpu} |"
+        )
 
 
 def memory(arguments: argparse.Namespace) -> None:
@@ -330,6 +378,10 @@ def main() -> None:
     parser.add_argument("what", choices=["throughput", "memory", "rerun", "one"])
     parser.add_argument("kind", nargs="?", choices=[*NAMES, "memory", "rerun"])
     parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--gpu", action="store_true", help="one GPU and a random model of 1B")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--engines", type=int, default=1)
+    parser.add_argument("--kinds", nargs="*", default=[], help="only these: " + ", ".join([*NAMES, *GPU_NAMES]))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 100_000])
     arguments = parser.parse_args()
