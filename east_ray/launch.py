@@ -30,12 +30,13 @@ def run_and_show(config: Config, *, only: str | None = None, restart: str | None
         if only not in (None, "evaluate"):
             return 0
         from east_ray.evaluation.summary import render_table
-        from east_ray.report.page import write_report
-        from east_ray.training.model_card import write_model_card
 
         if table := render_table(run):
             console.print(table)
         if changed or not run.exists("report.html"):
+            from east_ray.report.page import write_report
+            from east_ray.training.model_card import write_model_card
+
             for t, arm in itertools.product(range(config.run.rounds), config.arms):
                 write_model_card(run, f"round-{t:02d}/arms/{arm.name}/model")
             write_report(run)
