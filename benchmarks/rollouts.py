@@ -366,8 +366,8 @@ def start_ray() -> None:
     ray.init(address="local", num_cpus=2, object_store_memory=300 << 20, **quiet)
 
 
-def in_a_process(arguments: list[str]) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+def in_a_process(arguments: list[str], script: str = __file__) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
