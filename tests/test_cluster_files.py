@@ -194,8 +194,16 @@ def test_nodes_install_exactly_the_gpu_constraints_and_ask_for_the_token(name: s
     assert config["file_mounts"]["/home/ray/constraints-gpu.txt"] == "constraints-gpu.txt"
     assert config["setup_commands"] == ["pip install -q -r /home/ray/constraints-gpu.txt"]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-        assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.ray/auth_token" in commands[-1]
+        assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/ray_token" in commands[-1]
     assert f"ray:{pins('constraints-gpu.txt')['ray']}-py311" in config["docker"]["image"]
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_no_mounted_file_makes_docker_create_a_directory_that_only_root_can_write(name: str) -> None:
+    config = read(name)
+    assert {str(Path(target).parent) for target in config["file_mounts"]} == {"/home/ray"}
+    (token,) = (target for target, source in config["file_mounts"].items() if "huggingface" in source)
+    assert f"--env HF_TOKEN_PATH={token}" in config["docker"]["run_options"]
 
 
 @pytest.mark.parametrize(("name", "schema"), [("raycluster", "rayclusters"), ("rayjob", "rayjobs")])
