@@ -22,6 +22,7 @@ import pyarrow as pa
 import ray
 import ray.train
 from ray.train import CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
 
 from east_ray.config.training import TrainingConfig
@@ -62,7 +63,7 @@ def _train(job: TrainingJob, rank: int, scratch: str) -> None:
         trust_remote_code=job.model.trust_remote_code,
         training=job.training,
         seed=job.seed,
-        output_dir=job.run.path(job.state) if job.run.is_local else scratch,
+        output_dir=job.run.path(job.state) if job.run.is_local else os.path.join(scratch, "state"),
         deepspeed=deepspeed_config(job.training),
         callbacks=[callback],
     )
@@ -144,6 +145,7 @@ class _Callback(TrainerCallback):
         if state.is_world_process_zero:
             with open(os.path.join(directory, SETTINGS), "w") as file:
                 json.dump(settings_of(self.job.training), file)
+            _upload_trackers(self.job, args.output_dir)
         in_place = self.job.run.is_local
         ray.train.report(
             {"step": state.global_step},
@@ -181,11 +183,20 @@ def check_settings(job: TrainingJob, directory: str) -> None:
 
 def _read_rows(job: TrainingJob) -> pa.Table:
     rows = job.run.read_table(job.tokens)
-    if job.reference and job.run.exists(job.reference):
+    # Asked once for all ranks: another arm may write it between two ranks' looks, and those that lack it compute it together.
+    if broadcast_from_rank_zero(job.reference is not None and job.run.exists(job.reference)):
+        assert job.reference is not None
         reference = job.run.read_table(job.reference)
         for name in REFERENCE_COLUMNS:
             rows = rows.append_column(name, reference[name])
     return rows
+
+
+def _upload_trackers(job: TrainingJob, output_dir: str | None) -> None:
+    """Copy TensorBoard's files from this node into the run directory, beside the checkpoints, where a local run has them."""
+    written = os.path.join(os.path.dirname(output_dir or ""), "tensorboard")
+    if not job.run.is_local and os.path.isdir(written):
+        job.run.upload(written, os.path.dirname(job.state), "tensorboard")
 
 
 def set_up_deepspeed(use_gpu: bool) -> None:
@@ -221,5 +232,6 @@ def _export(job: TrainingJob, trainer: WeightedTrainer, base: str, scratch: str)
     if not job.run.is_local:
         job.run.delete(job.output)
         job.run.upload(target, job.output)
+    _upload_trackers(job, trainer.args.output_dir)
     log = [row for row in trainer.state.log_history if "loss" in row]  # whole, also after a resume
     ray.get(job.status.update.remote(log=log, digest=digest, left_out=left_out(base, target)))
