@@ -29,7 +29,7 @@ from east_ray.records import Unavailable, UserError
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "EAST_RAY_CACHE"
-IN_USE_SECONDS = 3600.0  # a copy handed out this recently is not evicted: an engine may still be reading it
+IN_USE_SECONDS = 600.0  # a copy handed out this recently is not evicted: an engine may still be reading it
 CHUNK_BYTES = 8 << 20
 RETRIES = 14  # of a request that a store refuses for now; the waits double from 25 ms on, 409 s in all
 
@@ -170,7 +170,7 @@ class Directory:
 
         The copy is keyed by the names, sizes and times of what the store holds, so a directory written again is fetched
         again, and one that is there is fetched once per node. Two processes may ask at the same time. Copies not asked
-        for within the last hour make room, oldest first, when the disk lacks space. A hub name comes back as it is.
+        for within the last ten minutes make room, oldest first, when the disk lacks space. A hub name comes back as it is.
         """
         source = Directory(self.uri_of(*parts))
         if source.is_local:
