@@ -367,9 +367,10 @@ def test_a_submitted_job_refuses_a_relative_run_directory(monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_on_s3_killed_while_sampling_and_while_training_ends_as_one_on_disk_that_was_not(
-    s3_uri: str, cache: Path, tmp_path: Path
+def test_a_run_killed_while_sampling_and_while_training_on_an_s3_that_refuses_ends_as_one_on_disk(
+    server: S3Server, s3_uri: str, cache: Path, tmp_path: Path
 ) -> None:
+    """The store refuses each request twice before it answers, in every step and every process."""
     on_disk = write_config(tmp_path / "disk.toml", str(tmp_path / "run"))
     on_s3 = write_config(tmp_path / "s3.toml", s3_uri)
     with short_directory() as ray_directory:
@@ -389,12 +390,16 @@ def test_a_run_on_s3_killed_while_sampling_and_while_training_ends_as_one_on_dis
             driver.wait()
 
         run(on_disk)
+        server.stutter(2)
         run(on_s3, killed_at="samples/shard-.*parquet")
         run(on_s3, killed_at="checkpoint-")
         run(on_s3)
+    server.stutter(0)
     expected = artefacts(str(tmp_path / "run"))
     assert is_whole(expected)
     assert artefacts(s3_uri) == expected
+    trackers = storage.Directory(s3_uri).files("round-00", recursive=True)
+    assert [info.path for info in trackers if "/training/tensorboard/" in info.path]
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:

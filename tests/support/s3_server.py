@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-CONTROL = "/-/control"  # reads the counts; ?clear=1 empties them, ?refuse=N answers 503 to the next N
+CONTROL = "/-/control"  # reads the counts; ?clear=1 empties them, ?refuse=N answers 503 to the next N, ?stutter=N to the first N for each address
 
 
 class S3Server:
-    """`requests`: how many of each kind (GET, HEAD, PUT, ...) came so far. `refuse(n)`: answer 503 to the next n."""
+    """`requests`: how many of each kind (GET, HEAD, PUT, ...) came so far. `refuse(n)`: answer 503 to the next n;
+    `stutter(n)`: to the first n with the same method, path and query."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -44,6 +45,10 @@ class S3Server:
     def refuse(self, count: float) -> None:
         """Refuse the next `count` requests; infinity: all until refuse(0)."""
         self._control(f"?refuse={count}")
+
+    def stutter(self, count: int) -> None:
+        """Refuse each different request `count` times before it is answered; 0: none any more."""
+        self._control(f"?stutter={count}")
 
     def _control(self, query: str) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{CONTROL}{query}") as answer:
@@ -83,15 +88,18 @@ class _Application:
     def __init__(self, application: Any) -> None:
         self._application, self._lock = application, threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._refused = 0.0
+        self._refused, self._stutter = 0.0, 0
+        self._asked: Counter[tuple[str, ...]] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["PATH_INFO"] == CONTROL:
             return self._control(environ["QUERY_STRING"], start_response)
         with self._lock:
             self._counts[environ["REQUEST_METHOD"]] += 1
-            refused = self._refused > 0
-            self._refused -= refused
+            request = tuple(environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
+            self._asked[request] += self._stutter > 0
+            refused = self._refused > 0 or self._asked[request] % (self._stutter + 1) != 0
+            self._refused -= self._refused > 0
         if refused:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Service Unavailable", [("Content-Length", "0")])
@@ -105,6 +113,9 @@ class _Application:
                 self._counts.clear()
             elif name == "refuse":
                 self._refused = float(value)
+            elif name == "stutter":
+                self._stutter = int(value)
+                self._asked.clear()
             body = json.dumps({"counts": self._counts, "refused": self._refused}).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
