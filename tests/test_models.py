@@ -107,3 +107,21 @@ def test_a_name_the_hub_does_not_have_is_one_sentence(tmp_path: Path) -> None:
         process = start(hub, tmp_path / "home", OPEN_RUN, json.dumps(config))
         _, error = process.communicate(timeout=120)
     assert "UserError: model.path='owner/tiny' is not a directory here and cannot be fetched from the hub" in error
+
+
+@pytest.mark.parametrize(
+    ("answer", "final"),
+    [
+        ((401, {"X-Error-Code": "GatedRepo"}), True),
+        ((404, {"X-Error-Code": "RepoNotFound"}), True),
+        ((429, {}), False),
+        ((503, {}), False),
+    ],
+)
+def test_a_hub_that_is_overloaded_may_answer_later_and_one_that_refuses_will_not(
+    answer: tuple[int, dict[str, str]], final: bool, tmp_path: Path
+) -> None:
+    code = "import sys; from east_ray.models import local_model\ntry: local_model(sys.argv[1])\nexcept ValueError as error: print(type(error).__name__)"
+    with serve({}) as hub:
+        hub.answer = lambda path: (*answer, b"{}")  # type: ignore[method-assign]
+        assert output(start(hub, tmp_path, code, NAME)) == ("UserError" if final else "Unavailable")
