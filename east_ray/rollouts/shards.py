@@ -188,12 +188,13 @@ def digest(samples: pa.Table) -> str:
 
 def count_questions(run: RunDirectory, questions: str) -> int:
     """Number of rows of a questions file, from its footer."""
-    return pq.read_metadata(run.path(questions), filesystem=run.filesystem).num_rows
+    with run.open_file(questions) as stream:
+        return pq.read_metadata(stream).num_rows
 
 
 def longest_prompt(run: RunDirectory, questions: str) -> int:
     """Tokens of the longest prompt in a questions file."""
-    with run.filesystem.open_input_file(run.path(questions)) as stream:
+    with run.open_file(questions) as stream:
         batches = pq.ParquetFile(stream).iter_batches(columns=["prompt_token_ids"])
         return max((length for batch in batches for length in batch.column(0).value_lengths().to_pylist()), default=0)
 
@@ -201,7 +202,7 @@ def longest_prompt(run: RunDirectory, questions: str) -> int:
 def questions_of_shard(run: RunDirectory, questions: str, index: int, questions_per_shard: int) -> pa.Table:
     """Rows [index * size, (index + 1) * size) of a questions file, reading only the row groups they are in."""
     start, stop = index * questions_per_shard, (index + 1) * questions_per_shard
-    with run.filesystem.open_input_file(run.path(questions)) as stream:
+    with run.open_file(questions) as stream:
         file = pq.ParquetFile(stream)
         groups = list(_row_groups(file, start, stop))
         table = file.read_row_groups([group for group, _ in groups])

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from east_ray.config.load import Config, from_dict
 from east_ray.records import UserError
-from east_ray.runs.storage import Directory, absolute
+from east_ray.runs.storage import Directory, absolute, is_answer
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,11 @@ class RunDirectory(Directory):
         return from_dict(self.read_json("config.json"), self.uri_of("config.json"))
 
     def damaged(self, reason: object, *parts: str) -> UserError:
-        """The error for a file of the run that cannot be used."""
+        """The error for a file of the run that cannot be used; the store's own where it was not even read."""
+        if isinstance(reason, UserError):
+            return reason
+        if isinstance(reason, OSError) and is_answer(reason):
+            return self.explain(reason, *parts)
         return UserError(f"{self.uri_of(*parts)} is damaged ({reason}); delete it and run the same command again")
 
     def write_json(self, value: Any, *parts: str) -> None:

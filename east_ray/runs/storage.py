@@ -108,6 +108,12 @@ class Directory:
         with self._explained(*parts), self.filesystem.open_input_stream(self.path(*parts)) as stream:
             return stream.read()
 
+    @contextmanager
+    def open_file(self, *parts: str) -> Iterator[pa.NativeFile]:
+        """A file to read from anywhere. FileNotFoundError when there is none."""
+        with self._explained(*parts), self.filesystem.open_input_file(self.path(*parts)) as stream:
+            yield stream
+
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a whole file at once: readers see the old file, the new one, or none, never half."""
         path = self.path(*parts)
@@ -213,8 +219,16 @@ class Directory:
         except (OSError, pa.ArrowException) as error:
             if self.is_local:
                 raise
-            where = _without_secrets(self.uri_of(*parts))
-            raise UserError(f"{where}: {_first_line(error)}. {_remedy(self.uri)}") from None
+            raise self.explain(error, *parts) from None
+
+    def explain(self, error: Exception, *parts: str) -> UserError:
+        """The error for what a store answered to a request about a file."""
+        return UserError(f"{_without_secrets(self.uri_of(*parts))}: {_first_line(error)}. {_remedy(self.uri)}")
+
+
+def is_answer(error: OSError) -> bool:
+    """Is it what a store, or the way to it, answered, and not something about the file's content?"""
+    return any(client in str(error) for client in ("AWS Error", "google::cloud"))
 
 
 def is_local(uri: str) -> bool:

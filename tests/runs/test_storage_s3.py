@@ -23,6 +23,7 @@ import pytest
 from east_ray.config.sections import ModelConfig
 from east_ray.preflight.model_size import read_architecture
 from east_ray.records import UserError
+from east_ray.rollouts import shards
 from east_ray.runs import storage
 from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory, fingerprint_source
@@ -313,15 +314,26 @@ def test_a_filesystem_given_to_ray_is_as_patient(server: S3Server, s3_uri: str) 
     assert run.read_bytes("checkpoint") == b"x"
 
 
-def test_a_store_that_refuses_for_good_is_a_user_error_after_the_last_retry(
-    server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+READS: dict[str, Callable[[RunDirectory], object]] = {
+    "exists": lambda run: run.exists("there"),
+    "JSON": lambda run: run.read_json("config.json"),
+    "a table": lambda run: run.read_table("samples"),
+    "a footer": lambda run: shards.read_footer(run, "samples", 0),
+    "a count": lambda run: shards.count_questions(run, "questions"),
+}
+
+
+@pytest.mark.parametrize("action", READS)
+def test_a_store_that_refuses_for_good_is_a_user_error_after_the_last_retry_and_no_file_is_called_damaged(
+    action: str, server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "RETRIES", 2)
     storage._open_bucket.cache_clear()
     server.refuse(float("inf"))
     try:
-        with pytest.raises(UserError, match=r"s3://east/\S+/there: .*HTTP status 503"):
-            RunDirectory(s3_uri).exists("there")
+        with pytest.raises(UserError, match=r"s3://east/\S+: .*HTTP status 503") as error:
+            READS[action](RunDirectory(s3_uri))
+        assert "delete" not in str(error.value)
     finally:
         server.refuse(0)
         storage._open_bucket.cache_clear()
