@@ -9,6 +9,7 @@ import copy
 import gzip
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -289,6 +290,37 @@ def test_the_gpu_constraints_can_be_installed_together_on_every_python_we_allow(
     resolved = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert resolved.returncode == 0, resolved.stderr
     assert pins("constraints-gpu.txt")["vllm"] == re.search(r"^vllm==(\S+)", resolved.stdout, re.M)[1]  # type: ignore[index]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_skypilot_accepts_its_file_and_the_config_takes_its_command(tmp_path: Path) -> None:
+    """SkyPilot's own parser, in an environment of its own: it wants other versions of packages that we use."""
+    home = tmp_path / "sky"
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    installed = subprocess.run([home / "bin/pip", "install", "-q", "skypilot"], capture_output=True, check=False)
+    if installed.returncode:
+        pytest.skip("needs a package index")
+    parse = (
+        "import json, sys, sky\n"
+        "from sky.utils import yaml_utils\n"
+        "told = {'env_overrides': [('RUN', 's3://bucket/run')], 'secrets_overrides': [('HF_TOKEN', 'x')]}\n"
+        "task = sky.Task.from_yaml_config(yaml_utils.read_yaml(sys.argv[1]), **told)\n"
+        "kinds = sorted(kind for r in task.resources for kind in r.accelerators)\n"
+        "print(json.dumps([task.envs, task.run, kinds, all(r.use_spot for r in task.resources)]))"
+    )
+    command = [home / "bin/python", "-c", parse, ROOT / "jobs" / "skypilot.yaml"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    environment, run, kinds, spot = json.loads(done.stdout.splitlines()[-1])
+    assert (kinds, spot) == (["A100-80GB", "H100"], True)
+    words = next(line for line in run.splitlines() if "east-ray run" in line).split()
+    assert words[:4] == ["east-ray", "run", '"$CONFIG"', "--set"]
+    config = load(ROOT / environment["CONFIG"], [f"run.dir={environment['RUN']}"])
+    assert config.run.dir == "s3://bucket/run"
+    assert config.sampling.max_engines == config.training.workers == 8
 
 
 def pins(name: str) -> dict[str, str]:
