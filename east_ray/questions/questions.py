@@ -22,6 +22,7 @@ from east_ray.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+ROW_GROUP = 1024  # questions: a shard is read without the rest of the file
 NO_ANSWER = (
     "proof",
     "notfound",
@@ -67,7 +68,7 @@ def prepare(
     for name, rows in splits.items():
         table = prompts.render(rows)
         longest = max([longest, *(len(ids) for ids in table["prompt_token_ids"])])
-        run.write_table(table, output, f"{name}.parquet")
+        run.write_table(table, output, f"{name}.parquet", row_group_size=ROW_GROUP)
     summary = QuestionsSummary(
         **{name: len(rows) for name, rows in splits.items()},
         longest_prompt=longest,

@@ -74,6 +74,7 @@ class Sampler:
         self._spec, self._attempts = spec, attempts
         self._lock, self._loading = ModelLock(), threading.Lock()
         self._problem: dict[str, str] = {}
+        self._questions: dict[str, shards.QuestionsFile] = {}
         self._tokens = Counter("east_ray_sampled_tokens", "Tokens sampled.")
         self._samples = Counter("east_ray_samples", "Completions sampled.", tag_keys=("finish_reason",))
         here = ray.get_runtime_context()
@@ -109,7 +110,7 @@ class Sampler:
         if self._problem or not row["samples"]:
             return {**row, **self._problem}
         try:
-            return {**row, **self._sample(int(row["job"]), int(row["shard"]))}
+            return {**row, **self._sample(int(row["job"]), int(row["shard"]), row["begun"])}
         except EngineDied:
             os._exit(1)  # Ray restarts the actor, which opens a new engine, and sends the shard again
         except Unavailable:  # the new engine waits for it
@@ -125,7 +126,7 @@ class Sampler:
             with suppress(Exception):
                 self._engine.close()
 
-    def _sample(self, job_index: int, index: int) -> dict[str, float]:
+    def _sample(self, job_index: int, index: int, begun: bool) -> dict[str, float]:
         """Write one shard of completions; return how many were drawn for it, and when."""
         import ray
 
@@ -136,9 +137,10 @@ class Sampler:
         with self._lock.enter((job.model, index if isolate_questions else None)):
             self._load(job.model)
             began = time.time()
-            questions = shards.questions_of_shard(spec.run, job.questions, index, spec.sampling.questions_per_shard)
-            old = shards.read_footer(spec.run, job.samples, index)
-            before = shards.read_shard(spec.run, job.samples, index) if old else None
+            if job.questions not in self._questions:
+                self._questions[job.questions] = shards.QuestionsFile(spec.run, job.questions)
+            questions = self._questions[job.questions].shard(index, spec.sampling.questions_per_shard)
+            before, old = shards.read_shard_and_footer(spec.run, job.samples, index) if begun else (None, None)
             generate = self._engine.generate
             if isolate_questions:
                 report = self._attempts.alone.remote
@@ -207,9 +209,8 @@ class GradingWorker:
             return {**row, "questions": 0, "graded": 0, "correct": 0}
         job, index = self._jobs[row["job"]], int(row["shard"])
         try:
-            footer = shards.read_footer(self._run, job.samples, index)
-            assert footer is not None, "a shard is graded only after its completions were written"
-            grades = grade_table(shards.read_shard(self._run, job.samples, index), self._grader)
+            samples, footer = shards.read_shard_and_footer(self._run, job.samples, index)
+            grades = grade_table(samples, self._grader)
             counts = shards.write_grades(self._run, grades, job.grades, index, footer)
         except UserError as error:
             return {**row, "problem": FATAL, "reason": str(error), "questions": 0, "graded": 0, "correct": 0}

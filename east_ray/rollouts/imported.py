@@ -86,8 +86,9 @@ def import_samples(
             )
         tokenizer = load_tokenizer(model)
         per_question: list[int] = []
+        of_run = shards.QuestionsFile(run, questions)
         for number in range(num_shards):
-            asked = shards.questions_of_shard(run, questions, number, questions_per_shard)
+            asked = of_run.shard(number, questions_per_shard)
             table = _shard(asked, list(_read_spill(_spill_file(spill, number))), tokenizer, Path(file).name)
             shards.write_samples(run, table, samples, number, None)
             per_question += [len(completions) for completions in table["completions"]]

@@ -36,6 +36,7 @@ def shard_row(job: int, shard: Shard) -> dict[str, Any]:
         "job": job,
         "shard": shard.index,
         "samples": shard.samples,
+        "begun": shard.begun,
         "failed": 0,
         "problem": "",
         "reason": "",

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from east_ray.records import SAMPLES, UserError
 from east_ray.rollouts.engine import Refusal, Request, Result
+from east_ray.rollouts.shards import ASKED
 
 
 def sample_shard(
@@ -23,7 +24,7 @@ def sample_shard(
 
     `before` holds earlier completions of the same questions; only what it lacks is sampled.
     """
-    asked = questions.select(["question_id", "reference", "prompt_hash", "prompt_token_ids"]).to_pylist()
+    asked = questions.select(ASKED).to_pylist()
     kept = before.to_pylist() if before is not None else [unsampled(question) for question in asked]
     for question, old in zip(asked, kept, strict=True):
         if (question["question_id"], question["prompt_hash"]) != (old["question_id"], old["prompt_hash"]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,14 +29,16 @@ DICTIONARIES = [
     for field in SAMPLES
     if field.name != "completion_ids"
 ]
+ASKED = ["question_id", "reference", "prompt_hash", "prompt_token_ids"]  # of a question, to sample it
 
 
 @dataclass(frozen=True)
 class Shard:
-    """An unfinished shard: to be sampled and graded, or (`samples` false) only graded."""
+    """An unfinished shard: to be sampled and graded, or (`samples` false) only graded. `begun`: it has completions."""
 
     index: int
     samples: bool
+    begun: bool = True
 
 
 def shard_name(index: int) -> str:
@@ -101,7 +104,18 @@ def write_grades(
 
 def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
     """One shard of completions or grades. UserError when the file is damaged."""
-    return run.read_table(directory, shard_name(index))
+    return read_shard_and_footer(run, directory, index)[0]
+
+
+def read_shard_and_footer(run: RunDirectory, directory: str, index: int) -> tuple[pa.Table, dict[str, Any]]:
+    """The same with its footer, fetched at once."""
+    name = shard_name(index)
+    content = run.read_bytes(directory, name)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        return file.read(), json.loads(file.metadata.metadata[FOOTER])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise run.damaged(error, directory, name) from None
 
 
 def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
@@ -171,7 +185,7 @@ def unfinished(
             )
         too_few = num_samples is not None and (had is None or had < num_samples)
         if sampled is None or too_few or (retry_failed and sampled["failed"]):
-            shards.append(Shard(index, samples=True))
+            shards.append(Shard(index, samples=True, begun=sampled is not None))
         elif graded is None or graded["digest"] != sampled["digest"]:
             shards.append(Shard(index, samples=False))
     return shards
@@ -199,14 +213,22 @@ def longest_prompt(run: RunDirectory, questions: str) -> int:
         return max((length for batch in batches for length in batch.column(0).value_lengths().to_pylist()), default=0)
 
 
-def questions_of_shard(run: RunDirectory, questions: str, index: int, questions_per_shard: int) -> pa.Table:
-    """Rows [index * size, (index + 1) * size) of a questions file, reading only the row groups they are in."""
-    start, stop = index * questions_per_shard, (index + 1) * questions_per_shard
-    with run.open_file(questions) as stream:
-        file = pq.ParquetFile(stream)
-        groups = list(_row_groups(file, start, stop))
-        table = file.read_row_groups([group for group, _ in groups])
-    return table.slice(start - groups[0][1], min(stop, file.metadata.num_rows) - start)
+class QuestionsFile:
+    """A questions file, opened once and read shard by shard; several threads may ask."""
+
+    def __init__(self, run: RunDirectory, questions: str) -> None:
+        self._run, self._name, self._lock = run, questions, threading.Lock()
+        with run.explained(questions):
+            # Buffered, the columns of a row group are one request.
+            self._file = pq.ParquetFile(run.filesystem.open_input_file(run.path(questions)), pre_buffer=True)
+
+    def shard(self, index: int, questions_per_shard: int) -> pa.Table:
+        """The columns ASKED of rows [index * size, (index + 1) * size), reading only the row groups they are in."""
+        start, stop = index * questions_per_shard, (index + 1) * questions_per_shard
+        groups = list(_row_groups(self._file, start, stop))
+        with self._lock, self._run.explained(self._name):
+            table = self._file.read_row_groups([group for group, _ in groups], columns=ASKED)
+        return table.slice(start - groups[0][1], min(stop, self._file.metadata.num_rows) - start)
 
 
 def _row_groups(file: pq.ParquetFile, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -82,10 +82,13 @@ class RunDirectory(Directory):
         except (pa.ArrowException, OSError) as error:
             raise self.damaged(error, *parts) from None
 
-    def write_table(self, table: pa.Table, *parts: str, dictionaries: Any = True) -> None:
+    def write_table(
+        self, table: pa.Table, *parts: str, dictionaries: Any = True, row_group_size: int | None = None
+    ) -> None:
         """Write one Parquet file at once; the table is in memory twice meanwhile. `dictionaries`: the columns that get one."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=9, use_dictionary=dictionaries)
+        settings = {"compression": "zstd", "compression_level": 9, "use_dictionary": dictionaries}
+        pq.write_table(table, sink, row_group_size=row_group_size, **settings)
         self.write_bytes(sink.getvalue().to_pybytes(), *parts)
 
     def delete(self, *parts: str) -> None:

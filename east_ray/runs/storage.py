@@ -71,7 +71,7 @@ class Directory:
     def check_reachable(self) -> None:
         """UserError at once, and not after all retries, when there is no server at the address."""
         if self.uri.startswith("s3://"):
-            with self._explained():
+            with self.explained():
                 options = self.filesystem.__reduce__()[1][0]
                 try:
                     pafs.S3FileSystem(**options).get_file_info(self.root)
@@ -82,12 +82,12 @@ class Directory:
 
     def exists(self, *parts: str) -> bool:
         """Is there such a file or directory in it?"""
-        with self._explained(*parts):
+        with self.explained(*parts):
             return self.filesystem.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
 
     def files(self, *parts: str, recursive: bool = False) -> list[pafs.FileInfo]:
         """The files in a directory, by path; the file itself if it is one, empty when it does not exist."""
-        with self._explained(*parts):
+        with self.explained(*parts):
             selector = pafs.FileSelector(self.path(*parts), allow_not_found=True, recursive=recursive)
             infos = self.filesystem.get_file_info(selector)
         return sorted((info for info in infos if info.type == pafs.FileType.File), key=lambda info: info.path)
@@ -98,27 +98,27 @@ class Directory:
 
     def listing(self) -> list[tuple[str, int, int | None]]:
         """Relative name, bytes and modification time (ns) of every file of a directory, or of the one file that it is."""
-        with self._explained():
+        with self.explained():
             own = self.filesystem.get_file_info(self.root)
         files = [own] if own.type == pafs.FileType.File else self.files(recursive=True)
         return [(info.path.removeprefix(self.root).lstrip("/"), info.size, info.mtime_ns) for info in files]
 
     def read_bytes(self, *parts: str) -> bytes:
         """A whole file. FileNotFoundError when there is none."""
-        with self._explained(*parts), self.filesystem.open_input_stream(self.path(*parts)) as stream:
+        with self.explained(*parts), self.filesystem.open_input_stream(self.path(*parts)) as stream:
             return stream.read()
 
     @contextmanager
     def open_file(self, *parts: str) -> Iterator[pa.NativeFile]:
         """A file to read from anywhere. FileNotFoundError when there is none."""
-        with self._explained(*parts), self.filesystem.open_input_file(self.path(*parts)) as stream:
+        with self.explained(*parts), self.filesystem.open_input_file(self.path(*parts)) as stream:
             yield stream
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a whole file at once: readers see the old file, the new one, or none, never half."""
         path = self.path(*parts)
         if not self.is_local:
-            with self._explained(*parts), self.filesystem.open_output_stream(path) as stream:
+            with self.explained(*parts), self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
             return
         attempt = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
@@ -138,7 +138,7 @@ class Directory:
 
     def read_parquet(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file, or every `.parquet` file directly inside a directory in name order."""
-        with self._explained(*parts):
+        with self.explained(*parts):
             paths = [path := self.path(*parts)]
             if self.filesystem.get_file_info(path).type == pafs.FileType.Directory:
                 paths = [f"{path}/{name}" for name in self.list(*parts, suffix=".parquet")]
@@ -155,19 +155,19 @@ class Directory:
     def delete_file(self, *parts: str) -> None:
         """Delete a file; nothing happens when it does not exist."""
         if self.exists(*parts):
-            with self._explained(*parts):
+            with self.explained(*parts):
                 self.filesystem.delete_file(self.path(*parts))
 
     def delete_directory(self, *parts: str) -> None:
         """Delete a directory and all in it; nothing happens when it does not exist."""
         if self.exists(*parts):
             # gs:// deletes the content, then misses the directory's own, optional object
-            with self._explained(*parts), suppress(FileNotFoundError):
+            with self.explained(*parts), suppress(FileNotFoundError):
                 self.filesystem.delete_dir(self.path(*parts))
 
     def upload(self, source: str, *parts: str) -> None:
         """Copy a directory of this node into it; files that are there are overwritten, others stay."""
-        with self._explained(*parts):
+        with self.explained(*parts):
             target = self.path(*parts)
             pafs.copy_files(source, target, pafs.LocalFileSystem(), self.filesystem, chunk_size=CHUNK_BYTES)
 
@@ -194,7 +194,7 @@ class Directory:
             attempt.mkdir()
             started = time.monotonic()
             try:
-                with source._explained():
+                with source.explained():
                     local = pafs.LocalFileSystem()
                     pafs.copy_files(source.root, str(attempt), source.filesystem, local, chunk_size=CHUNK_BYTES)
                 attempt.rename(copy)
@@ -211,7 +211,8 @@ class Directory:
         return _without_secrets(self.uri)
 
     @contextmanager
-    def _explained(self, *parts: str) -> Iterator[None]:
+    def explained(self, *parts: str) -> Iterator[None]:
+        """Turn what the store answers within the block, about a file, into a UserError."""
         try:
             yield
         except FileNotFoundError:

@@ -125,9 +125,8 @@ def test_shard_reads_its_questions_across_row_groups(tmp_path: Path) -> None:
     run = make_run(tmp_path, 23)
     path = run.path("questions", "train.parquet")
     pq.write_table(pq.read_table(path), path, row_group_size=4)
-    read = [
-        shards.questions_of_shard(run, "questions/train.parquet", i, 5)["question_id"].to_pylist() for i in range(5)
-    ]
+    questions = shards.QuestionsFile(run, "questions/train.parquet")
+    read = [questions.shard(i, 5)["question_id"].to_pylist() for i in range(5)]
     assert [name for names in read for name in names] == [f"q{i}" for i in range(23)]
     assert [len(names) for names in read] == [5, 5, 5, 5, 3]
 
