@@ -35,8 +35,8 @@ run = {{ dir = "{directory}", rounds = {rounds} }}
 model = {{ path = "{root}/east_ray/tiny/model", dtype = "float32" }}
 questions.train = "{root}/east_ray/tiny/train.jsonl"
 questions.test = "{root}/east_ray/tiny/test.jsonl"
-questions.train_limit = 96
-questions.test_limit = 48
+questions.train_limit = 64
+questions.test_limit = 32
 questions.system_prompt = ""
 sampling = {{ num_samples = 16, max_new_tokens = 96, questions_per_shard = 8, kv_cache_gib = 1 }}
 training = {{ epochs = 2, micro_batch_size = 4, max_length = 256, checkpoint_steps = 4, report_to = ["none"] }}
