@@ -36,6 +36,7 @@ from east_ray.training.trainers import WeightedTrainer, make_trainer
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
+STATE = "state"  # below a worker's scratch directory: its checkpoints, when the run directory is on an object store
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -44,11 +45,15 @@ def train_worker(job: TrainingJob) -> None:
     set_up_deepspeed(job.training.use_gpu)
     rank = ray.train.get_context().get_world_rank()
     ray.get(job.status.register.remote(rank, f"pid {os.getpid()} on {socket.gethostname()}"))
+    scratch = tempfile.mkdtemp(dir=os.getcwd())
     try:
-        with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
-            _train(job, rank, scratch)
+        _train(job, rank, scratch)
     except (UserError, WeightedGradientError) as error:
         ray.get(job.status.update.remote(refused=str(error)))
+    finally:
+        for name in os.listdir(scratch):
+            if name != STATE:  # Ray may still be uploading a checkpoint, and deletes it afterwards
+                shutil.rmtree(os.path.join(scratch, name), ignore_errors=True)
 
 
 def _train(job: TrainingJob, rank: int, scratch: str) -> None:
@@ -63,7 +68,7 @@ def _train(job: TrainingJob, rank: int, scratch: str) -> None:
         trust_remote_code=job.model.trust_remote_code,
         training=job.training,
         seed=job.seed,
-        output_dir=job.run.path(job.state) if job.run.is_local else os.path.join(scratch, "state"),
+        output_dir=job.run.path(job.state) if job.run.is_local else os.path.join(scratch, STATE),
         deepspeed=deepspeed_config(job.training),
         callbacks=[callback],
     )
