@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 # Two seeds then cover 93.7 to 98.2%, whatever their spread; 0.5 covers 91.2 to 97.3%, 1 covers 95.1 to 99.2%.
 SEED_NOISE = 0.8
+NEGLIGIBLE = 1e-15  # a chance that changes no printed figure
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,12 @@ def maj_at_k(cluster_sizes: Sequence[int], cluster_correct: Sequence[bool], k: i
     if total < k:
         raise ValueError(f"maj@{k} needs {k} completions, this question has {total}")
     # Drawing k of n is drawing each with chance k/n, given that k came out: clusters become independent binomials.
-    chance = k / total
-    won = sum(
-        stats.binom.pmf(votes, size, chance) * _others_fit(sizes, i, votes, k - votes, chance, abstentions)
-        for i, size in enumerate(sizes)
-        if cluster_correct[i]
-        for votes in range(1, min(int(size), k) + 1)
-    )
-    return float(won / stats.binom.pmf(k, total, chance))
+    chance, won = k / total, 0.0
+    for i in np.flatnonzero(cluster_correct):
+        shares = _binomial(np.arange(1, min(int(sizes[i]), k) + 1), sizes[i], chance)
+        for votes in np.flatnonzero(shares > NEGLIGIBLE) + 1:
+            won += shares[votes - 1] * _others_fit(sizes, i, int(votes), int(k - votes), chance, abstentions)
+    return float(won / _binomial(np.array(k), total, chance))
 
 
 def _others_fit(sizes: np.ndarray, winner: int, votes: int, rest: int, chance: float, abstentions: int) -> float:
@@ -191,12 +190,20 @@ def _others_fit(sizes: np.ndarray, winner: int, votes: int, rest: int, chance: f
     # 1/(t + 1) is the integral of y^t over [0, 1], and Gauss-Legendre is exact for the degree t can reach.
     nodes, node_weights = np.polynomial.legendre.leggauss(rest // votes // 2 + 1)
     level = (nodes + 1) / 2
-    ways = np.broadcast_to(stats.binom.pmf(np.arange(rest + 1), small, chance), (len(nodes), rest + 1))
+    ways = np.broadcast_to(_binomial(np.arange(rest + 1), small, chance), (len(nodes), rest + 1))
     for size in rivals:
-        pmf = stats.binom.pmf(np.arange(min(votes, rest) + 1), size, chance)
+        pmf = _binomial(np.arange(min(votes, rest) + 1), size, chance)
         total = np.zeros_like(ways)
-        for got, share in enumerate(pmf):
-            factor = level[:, None] if got == votes else 1.0
-            total[:, got:] += share * factor * ways[:, : rest + 1 - got]
+        for got in np.flatnonzero(pmf > NEGLIGIBLE):
+            factor = pmf[got] * level[:, None] if got == votes else pmf[got]
+            total[:, got:] += factor * ways[:, : rest + 1 - got]
         ways = total
     return float(ways[:, rest] @ node_weights) / 2
+
+
+def _binomial(successes: np.ndarray, trials: int, chance: float) -> np.ndarray:
+    """scipy.stats.binom.pmf in a fifth of its time for so few numbers; 0 beyond `trials`."""
+    k = np.minimum(successes, trials)
+    logs = special.gammaln(trials + 1) - special.gammaln(k + 1) - special.gammaln(trials - k + 1)
+    logs = logs + special.xlogy(k, chance) + special.xlog1py(trials - k, -chance)
+    return np.where(successes <= trials, np.exp(logs), 0.0)
