@@ -73,7 +73,13 @@ class AuditReport:
                 f"{way.cluster:<12}{way.unanswered:<11}{way.mean_clusters:>9.2f}{way.mean_entropy:>9.3f}"
                 f"{way.spearman:>10.3f}{way.top_overlap:>9.1%}{way.moved:>8.1%}{mark}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, "", LEGEND])
+
+
+LEGEND = """\
+clusters, entropy  mean per kept question, clustered this way
+Spearman, top 10%  agreement with the run's own weights: of the ranks, and share of the heaviest tenth in common
+moved              share of all weight that would go to other questions than in the run"""
 
 
 def audit(
