@@ -87,7 +87,9 @@ def roll_out(count: int) -> None:
             RunDirectory(f"{directory}/run"),
             [RolloutJob(model, "questions/train.parquet", "samples", "grades")],
             model=ModelConfig(path=model),
-            sampling=SamplingConfig(num_samples=128, max_failed_share=0, engine_args={"shortest": True, "symbolic": count <= 1_000}),
+            sampling=SamplingConfig(
+                num_samples=128, max_failed_share=0, engine_args={"shortest": True, "symbolic": count <= 1_000}
+            ),
             grading=GradingConfig(),
             seed=0,
             round_index=0,

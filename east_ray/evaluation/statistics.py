@@ -49,8 +49,12 @@ class SeedMean:
 
     def _above(self, tail: float) -> float:
         """How far above its expectation the mean comes with this chance."""
-        half = float(stats.t.isf(tail, self.freedom)) * self.standard_error
-        return math.hypot(half, float(stats.t.isf(tail, 1)) * self.between)
+        return math.hypot(*self.parts(tail))
+
+    def parts(self, tail: float) -> tuple[float, float]:
+        """The same, without what is between two seeds; and that alone."""
+        within, between = stats.t.isf(tail, [self.freedom, 1])
+        return float(within) * self.standard_error, float(between) * self.between
 
 
 def mean_over_seeds(values_S_Q: np.ndarray) -> SeedMean:
@@ -81,20 +85,21 @@ def mean_over_seeds(values_S_Q: np.ndarray) -> SeedMean:
 def accuracy_interval(correct_S_Q: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of the accuracy over seeds and questions: Wilson's (1927), inside [0, 1] and right for 0 and for all correct.
 
-    Several seeds count as the number of questions that has their interval around the mean (Korn and Graubard 1998);
-    equal seeds count as one. (0, 1) without questions.
+    Several seeds count as the number of questions that has their interval around the mean (Korn and Graubard 1998), and
+    equal seeds as one; what is between two seeds is added in squares to either side. (0, 1) without questions.
     """
     num_seeds, num_questions = correct_S_Q.shape
     if not num_questions:
         return 0.0, 1.0
     share = float(np.mean(correct_S_Q))
     ratio = float(stats.norm.ppf((1 + confidence) / 2)) ** 2 / num_questions  # of the squared quantile to the questions
+    between = 0.0
     if num_seeds > 1 and num_questions > 1 and 0 < share < 1:
-        half = mean_over_seeds(correct_S_Q).half_width(confidence)
-        ratio = half**2 / (share * (1 - share)) * (num_questions - 1) / num_questions
+        within, between = mean_over_seeds(correct_S_Q).parts((1 - confidence) / 2)
+        ratio = within**2 / (share * (1 - share)) * (num_questions - 1) / num_questions
     centre, half = share + ratio / 2, math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
-    low, high = (centre - half) / (1 + ratio), (centre + half) / (1 + ratio)
-    return low if share > 0 else 0.0, high if share < 1 else 1.0
+    below, above = share - (centre - half) / (1 + ratio), (centre + half) / (1 + ratio) - share
+    return max(share - math.hypot(below, between), 0.0), min(share + math.hypot(above, between), 1.0)
 
 
 def paired_difference(difference_S_Q: np.ndarray) -> SeedMean:

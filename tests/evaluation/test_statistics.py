@@ -100,6 +100,15 @@ def test_equal_seeds_are_as_sure_of_a_difference_as_one_seed() -> None:
         )
 
 
+def test_two_seeds_that_differ_in_one_answer_still_know_their_accuracy_to_some_points() -> None:
+    correct_S_Q = np.ones((2, 50), dtype=bool)
+    one_seed = accuracy_interval(correct_S_Q[:1])
+    correct_S_Q[1, 0] = False
+    low, high = accuracy_interval(correct_S_Q)
+    assert 0.8 < low < one_seed[0]
+    assert high == 1.0
+
+
 def test_holm_equals_a_worked_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
