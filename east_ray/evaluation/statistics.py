@@ -181,7 +181,7 @@ def maj_at_k(cluster_sizes: Sequence[int], cluster_correct: Sequence[bool], k: i
     # Drawing k of n is drawing each with chance k/n, given that k came out: clusters become independent binomials.
     chance, won = k / total, 0.0
     for i in np.flatnonzero(cluster_correct):
-        shares = _binomial(np.arange(1, min(int(sizes[i]), k) + 1), sizes[i], chance)
+        shares = _binomial(np.arange(1, min(int(sizes[i]), k) + 1), int(sizes[i]), chance)
         for votes in np.flatnonzero(shares > NEGLIGIBLE) + 1:
             won += shares[votes - 1] * _others_fit(sizes, i, int(votes), int(k - votes), chance, abstentions)
     return float(won / _binomial(np.array(k), total, chance))
