@@ -126,7 +126,7 @@ def measure_pipeline(arguments: argparse.Namespace, graded: bool) -> dict[str, A
     with tempfile.TemporaryDirectory() as directory:
         os.environ["EAST_RAY_STARTED"] = notes = f"{directory}/notes"
         Path(notes).mkdir()
-        start_ray()
+        start_ray(None if arguments.gpu else 2)
         run = prepare(directory, arguments.questions)
         keywords: dict[str, Any] = {
             "model": ModelConfig(path=arguments.model),
@@ -358,12 +358,12 @@ def measure_rerun(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"first": first, "again": float(again), "imported": imported.strip()}
 
 
-def start_ray() -> None:
+def start_ray(cpus: int | None = 2) -> None:
     import ray
 
     os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=2, object_store_memory=300 << 20, **quiet)
+    ray.init(address="local", num_cpus=cpus, object_store_memory=300 << 20, **quiet)
 
 
 def in_a_process(arguments: list[str], script: str = __file__) -> dict[str, Any]:
