@@ -30,7 +30,9 @@ class RunConfig(Section):
     """The run directory, the seed and the rounds."""
 
     dir: str = Field(
-        default="runs/east", description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix."
+        default="runs/east",
+        min_length=1,
+        description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of samples, selections and training order.")
     rounds: int = Field(
@@ -96,6 +98,7 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     arms: tuple[Arm, ...] = Field(
         default=(Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
+        min_length=1,
         description="Ways of training on the same samples; by default plain self-training and EAST.",
     )
     sweep: dict[str, tuple[Any, ...]] = Field(
@@ -217,7 +220,9 @@ def _explain(item: Any, location: tuple[Any, ...], source: str) -> str:
         remedy = f"add a section [{dotted}] with {keys}" if keys else f"add it or pass --set {dotted}=..."
         return f"{source}: {dotted} is required; {remedy}"
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "string_pattern_mismatch":
+    if item["type"] == "model_type":
+        message = f"this is a section: set its keys, {', '.join(_keys_at(location))}"
+    elif item["type"] == "string_pattern_mismatch":
         message = "use letters, digits and _ . + = -, beginning with a letter or digit"
     got = "" if isinstance(item["input"], dict | Section) else f" (got {reprlib.repr(item['input'])})"
     return ": ".join([source, *([dotted] if dotted else []), message]) + got

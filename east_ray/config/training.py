@@ -13,8 +13,8 @@ Loss = Literal["sft", "dpo", "kto"]
 
 
 def _as_names(value: Any) -> Any:
-    """`none` and `tensorboard,wandb`, as typed after --set, are lists too."""
-    return value.split(",") if isinstance(value, str) else value
+    """`none` and `tensorboard,wandb`, as typed after --set, are lists too; `all-linear` is a choice of its own."""
+    return value.split(",") if isinstance(value, str) and value != "all-linear" else value
 
 
 class SftConfig(Section):
@@ -36,7 +36,7 @@ class LoraConfig(Section):
     rank: int = Field(default=16, ge=1, description="Rank (B.2).")
     alpha: int = Field(default=16, ge=1, description="Scaling alpha (B.2).")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+    target_modules: Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(_as_names)] = Field(
         default="all-linear", description="Modules that get an adapter."
     )
 

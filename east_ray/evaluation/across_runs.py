@@ -176,7 +176,9 @@ def check_alike(a: Evaluated, b: Evaluated, of_a: str, of_b: str) -> set[str]:
         if graders[0][name] != graders[1][name]
     ]
     if differ or settings[0].get("grading") != settings[1].get("grading"):
-        raise UserError(f"{where}different graders ({', '.join(differ) or 'one was configured otherwise since'})")
+        raise UserError(
+            f"{where}different graders ({', '.join(differ) or 'one was configured otherwise since'}); evaluate one again with the other's [grading] settings"
+        )
     return {
         f"{dotted} differs: {settings[0].get(name)} (A), {settings[1].get(name)} (B)."
         for name, dotted in NOTED.items()

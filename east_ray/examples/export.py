@@ -32,8 +32,8 @@ def export_dataset(run: RunDirectory, parent: str, target: str) -> Path:
     if not losses:
         raise UserError(f"{run.uri_of(parent, 'examples')} holds no examples; run `east-ray select CONFIG` first")
     directory = Path(target).expanduser()
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty; choose another directory")
+    if directory.is_file() or (directory.exists() and any(directory.iterdir())):
+        raise UserError(f"{directory} is not an empty directory; choose another")
     directory.mkdir(parents=True, exist_ok=True)
     rows = {}
     for loss in losses:

@@ -181,7 +181,9 @@ def run_steps(steps: Sequence[Step], connect: Callable[[], None], only: str | No
         done = step.run(connect) or done
         seen = True
     if only is not None and not seen:
-        raise Refused(f"this config has no step {only!r}")
+        raise Refused(
+            f"this config has no step {only!r}: `validate` needs questions.validation_share, `evaluate` needs questions.test"
+        )
     return done
 
 

@@ -26,6 +26,10 @@ def test_defaults_are_the_papers_values() -> None:
     ("change", "words"),
     [
         ({"modle": {}}, ["modle", "did you mean model?"]),
+        ({"arms": []}, ["arms", "at least 1 item"]),
+        ({"run": {"dir": ""}}, ["run.dir", "at least 1 character"]),
+        ({"training": {"lora": 16}}, ["training.lora: this is a section: set its keys, rank, alpha"]),
+        ({"training": {"lora": {"target_modules": "q_proj,lm_head"}}}, ["target_modules names lm_head"]),
         ({"num_samples": 3}, ["unknown key num_samples; did you mean sampling.num_samples?"]),
         ({"arms": [{"nam": "a"}]}, ["unknown key arms.0.nam; did you mean arms.0.name?"]),
         ({"arms": [{"name": "a/b"}]}, ["arms.0.name: use letters, digits", "'a/b'"]),

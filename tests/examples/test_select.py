@@ -243,5 +243,6 @@ def test_an_export_never_overwrites_and_says_what_is_missing(run: RunDirectory, 
     finished(run, "round-00", losses=["sft"])
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="is not empty"):
-        export_dataset(run, "round-00", str(tmp_path / "dataset"))
+    for target in ("dataset", "dataset/mine.txt"):
+        with pytest.raises(UserError, match="is not an empty directory"):
+            export_dataset(run, "round-00", str(tmp_path / target))
