@@ -30,7 +30,7 @@ from east_ray.answers.structure import (
 )
 from east_ray.answers.values import ParseError, divide, fingerprint, scale_free, simplify, subtract
 
-_NAME = re.compile("[A-Za-z][A-Za-z0-9]*")
+_NAME = re.compile("[A-Za-z]{2,}[0-9]*|[A-Z][0-9]+")
 MAX_BARE_CHARS = 12  # of what math-verify may read though no command is in it: 2x2, x!!
 
 

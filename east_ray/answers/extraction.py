@@ -154,7 +154,7 @@ def _boxed(text: str) -> _Found | None:
     last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if last >= 0:
         several = text.find("boxed{") < last and "}" in text[max(0, last - MAX_GAP) : last]
-        boxes = (None if several else _boxes(text, last)) or _boxes(text, 0)  # the last one is nearly always good
+        boxes = (None if several else _flat_box(text, last) or _boxes(text, last)) or _boxes(text, 0)
         if boxes:
             return _joined(text, boxes)
     elif "boxed" not in text:
@@ -167,6 +167,15 @@ class _Box(NamedTuple):
     start: int
     content: int
     end: int  # of the content
+
+
+def _flat_box(text: str, start: int) -> list[_Box]:
+    """The box that opens at `start` where nothing in it is nested, as most are: a shortcut."""
+    content = start + len("\\boxed{")
+    end = text.find("}", content)
+    inside = text[content:end]
+    flat = text[content - 1] == "{" if end > content else False
+    return [_Box(start, content, end)] if flat and "{" not in inside and "\\" not in inside and inside.strip() else []
 
 
 def _boxes(text: str, start: int) -> list[_Box]:

@@ -83,11 +83,13 @@ def remainder(text: str) -> CanonicalAnswer | None:
     return CanonicalAnswer(f"{int(match[1])} remainder {int(match[2])}") if match else None
 
 
-_WITH_UNIT = re.compile(r"(-?[0-9]{0,50}\.[0-9]{1,50}|-?\\frac\{[0-9]{1,50}\}\{[0-9]{1,50}\})([NJWVK])")
+_WITH_UNIT = re.compile(
+    r"(-?[0-9]{0,50}\.[0-9]{1,50}|-?[0-9]{1,50}(?=[gL])|-?\\frac\{[0-9]{1,50}\}\{[0-9]{1,50}\})([NJWVKgL])"
+)
 
 
 def with_unit(text: str) -> CanonicalAnswer | None:
-    """0.64N: a product, or 0.64 newtons."""
+    """0.64N and 250g: a product, or 0.64 newtons and 250 grams."""
     match = _WITH_UNIT.fullmatch(text)
     if match is None:
         return None

@@ -37,7 +37,9 @@ MAX_UNIT = 4  # words behind a value: square inches, miles apart
 MAX_TAIL = 14  # words of what follows it: weeks to save $80, which is the least number of them
 MAX_REMARKS = 3  # sentences after the one that states the answer
 
-_SENTENCES = re.compile(r"(?<!Mr)(?<!Mrs)(?<!Ms)(?<!Dr)(?<!St)[.!?] +(?=[A-Z])")
+_SENTENCES = re.compile(
+    r"(?<!Mr)(?<!Mrs)(?<!Ms)(?<!Dr)(?<!St)[.!?] +(?=[A-Z])|(?<=[0-9a-z}]) (?=(?:Therefore|Thus|Hence),)"
+)
 _THEREFORE = re.compile(
     r"(?:so|therefore|thus|hence|then|finally|consequently|accordingly|as a result|that|in (?:total|conclusion|all)|overall"
     r"|(?:round(?:ed|ing) [a-z ]{0,20})?to the nearest [a-z -]{1,30}(?=,))(?![a-z])(?:,| that)? *",
@@ -47,8 +49,12 @@ _PLACE = re.compile(r"(?:Between|From|Among|Of|In|Within|For) [^,;.]{1,60}, ?(?=
 _CONSEQUENCE = re.compile(
     r"[,;:] ?(?:and )?(?:so|thus|hence|therefore)(?! (?:that|many|much|far)(?![a-z]))[, ]+(?:that )?"
     r"| and (?:thus|hence|therefore)[, ]+"
+    r"|, ?which (?:we |is |can be )?round(?:s|ed)?(?: up| down| off)? to "
     r"|, ?(?:(?:which|this|that) )?(?:means|meaning)(?: that)? "
     r"|, ?(?:for (?=a total of )|(?:which |this )?(?:makes|making|gives|giving|totals|totall?ing|adds up to|adding up to|amounts to)(?: us| him| her| them)? )"
+)
+_SINCE = re.compile(  # Since she has 70, she has 110 in total: what follows the comma
+    r"(?:Since|Because|Given that|As) [^.;]*?, ?(?=(?:s?he|they|it|we|you|there|the|that|this|each|[A-Z][a-z]+)(?![a-z]))"
 )
 _REASON = re.compile(
     r"(?:[.,;] ?| )(?:(?:This|That|It) is )?because(?![a-z]).*$"
@@ -60,7 +66,7 @@ _REASON = re.compile(
 _COMMENT = re.compile(r"(.*?[0-9)}%]) ?[.;] [A-Z][a-z]+ .*", re.DOTALL)
 _REMARK = re.compile(
     r"(?:(?:Assistant|User): ?)?(?:I(?:'m)? |You(?:'ve| got| did| are| can| have| may| will)|Hope|Let me|Nice|Great|Good|Well done|That's"
-    r"|Done|Thank|Yes|Right|This is (?:the|our|my) |Because|Clearly|Please|Remember|And there|Feel free|If you)"
+    r"|Done|Thank|Yes|Right|This is (?:the|our|my) |Because|Clearly|Please|Remember|Your |And there|Feel free|If you)"
 )
 _MEMBERS = re.compile(r"They|Th[eo]se|Their|An example|For example|Clearly|Namely|Here")
 _TASK = re.compile(r"(?:need|have|want|try|going) to (?:find|determine|calculate|compute|count|check)(?![a-z])[^=]*$")
@@ -92,7 +98,9 @@ def ending(text: str, size: int) -> str:
 def claim(text: str) -> str:
     """The formula that the text states, or the text itself where it states none, or more than one."""
     words = words_of(text)
-    if not words or "\\begin" in text or (len(words) == 1 and words[0].start() > 0 and words[0][0] not in STATING):
+    if not words or "\\begin" in text:
+        return text
+    if len(words) == 1 and words[0].start() > 0 and words[0][0] not in STATING and not _SENTENCES.search(text):
         return text
     if (match := _COMMENT.fullmatch(text)) and not any(word.end() <= match.end(1) for word in words):
         value = match[1]
@@ -144,6 +152,9 @@ def _is_remark(sentence: str, before: str) -> bool:
 
 def _consequence(sentence: str) -> str:
     """What follows the last "so" or "which makes", where that has a number; else the whole sentence."""
+    if since := _SINCE.match(sentence):
+        rest = _consequence(sentence[since.end() :])
+        return rest if re.search("[0-9]", rest) else sentence
     for match in reversed(list(_CONSEQUENCE.finditer(sentence))):
         rest = sentence[match.end() :]
         if re.search(r"[0-9]", rest) or any(word in NUMERALS for word in rest.lower().split()):
@@ -175,7 +186,7 @@ def _concluded(sentence: str, *, remarked: bool = False) -> str | None:
         if is_multiple(tokens, numbers[-1]):
             return None
         if stated := statement(last, tokens):
-            return stated
+            return _FACTOR.sub(r"\\times ", stated)
     return _final_value(tokens, numbers)
 
 
@@ -188,16 +199,16 @@ def _final_value(tokens: Sequence[Token], numbers: Sequence[int]) -> str | None:
         return several
     place = stated[-1]
     is_result = "=" in tokens[place].text
+    equals = is_result or (place > 0 and tokens[place - 1].text in ("equals", "="))
     start = max((at for at in range(place) if tokens[at].kind == "number" or tokens[at].text in (",", ";")), default=-1)
     if (
-        is_part(tokens, place, compared=True)
+        is_part(tokens, place, compared=equals)
         or not _ends_with_unit(tokens[place + 1 :], MAX_UNIT + 2 * is_result)
         or any(token.text.lower() in CONDITIONS for token in tokens[start + 1 : place])
         or len({match[1] for token in tokens if (match := ASSIGNMENT.match(token.text))}) > 1
     ):
         return None
     joined = any(token.text in ("and", "or") for token in tokens[stated[0] : place])
-    equals = is_result or (place > 0 and tokens[place - 1].text in ("equals", "="))
     if not equals and (joined or is_circumstance(tokens[: numbers[0]])):
         return None
     return _FACTOR.sub(r"\\times ", tokens[place].text)

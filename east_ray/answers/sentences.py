@@ -21,7 +21,8 @@ WORD = re.compile(
 FUNCTIONS = frozenset("sqrt sin cos tan sec csc cot log ln exp pi max min gcd lcm mod am pm base cm mm km kg".split())
 STATING = frozenset(
     """is are was were be equals equal gives give giving makes make making becomes become total totals totaling totalling
-    yields get find obtain have that simplifies simplified reduces reduced evaluates amounts""".split()
+    yields get find obtain have that simplifies simplified reduces reduced evaluates amounts leaves
+    leaving""".split()
 )
 _HEDGING = frozenset(
     """about approximately approx around roughly nearly almost exactly only just simply precisely now then also therefore
@@ -53,7 +54,9 @@ _OPEN = frozenset("not cannot never how whether what find determine calculate co
 _LIMITING = frozenset("than between from every per the these those all first last next other".split())
 _RANGE = frozenset("to by of through from than x".split())
 PREPOSITIONS = frozenset("in of at for to per within after over on by between during with from if out".split())
-_COMPARING = frozenset("more fewer less extra additional".split())
+_COMPARING = frozenset(
+    "more fewer less extra farther further taller older younger longer heavier faster higher earlier later".split()
+)
 _COMPARED = frozenset("as the that his her their its more".split())
 _OPERATOR = re.compile(r"[+*/]|\\(?:times|cdot|div)")
 _PRONOUNS = frozenset("he she they we you it".split())
@@ -221,6 +224,8 @@ def is_stated(tokens: Sequence[Token], place: int) -> bool:
     if "=" in tokens[place].text:
         before = tokens[place - 1].text.lower() if place else ""
         return before not in CONDITIONS and not (before in _SETTING and ASSIGNMENT.match(tokens[place].text))
+    if place and tokens[place - 1].text in ("the", "these", "those"):
+        return False
     for before, token in reversed(list(enumerate(tokens[:place]))):
         previous = tokens[before - 1].text if before else ""
         if (previous, token.text) == ("or", "equal") or previous in ("not", "cannot"):
@@ -243,7 +248,7 @@ def is_multiple(tokens: Sequence[Token], place: int) -> bool:
     """Is it 3 times as long, or 10 less than a square?"""
     texts = [token.text for token in tokens[place + 1 : place + 3]]
     return len(texts) == 2 and (
-        (texts[0] == "times" and texts[1] in _COMPARED)
+        (texts[0] == "times" and texts[1] in _COMPARED | _COMPARING)
         or (texts[0] in ("less", "more", "greater") and texts[1] == "than")
     )
 
@@ -254,6 +259,8 @@ def is_part(tokens: Sequence[Token], place: int, *, compared: bool = False) -> b
     `compared`: 5 more apples than Joe is what one has.
     """
     rest = tokens[place + 1 :]
+    if is_multiple(tokens, place) and rest[0].text == "times":
+        return True
     if rest and (rest[0].text in _CHANGING or (len(rest) > 1 and rest[0].text in _RANGE and rest[1].kind != "word")):
         return True
     for position, token in enumerate(rest):
@@ -263,7 +270,8 @@ def is_part(tokens: Sequence[Token], place: int, *, compared: bool = False) -> b
         if token.text in _CLAUSE | {":", ";", "-", "("} or (token.text == "with" and rest[position - 1].text == ","):
             return False
         if token.text == "than":
-            noun = compared and position > 1 and not _COMPARING.isdisjoint((rest[0].text, rest[position - 1].text))
+            noun = not _COMPARING.isdisjoint((rest[0].text, rest[position - 1].text)) and compared
+            noun = noun and (position > 1 or rest[0].text not in ("more", "less", "fewer"))
             return not (noun and all(later.kind == "word" or later.text == "." for later in rest[position:]))
         if token.text in JOINING and _adds(rest[position:]):
             return "between" not in {earlier.text for earlier in rest[:position]}

@@ -150,6 +150,17 @@ EQUAL = {
         ("11700, 11000", "11,700, 11,000"),
         ("uv-w", "-w+vu"),
     ],
+    "reasons before and behind": [
+        ("90", "Since Rosa has 55 stamps, she has a total of 90 stamps."),
+        ("4", "Because he can only buy whole boxes, he will need to buy 4 boxes."),
+        ("6", "As 9 of the pens are red, there are 6 blue pens."),
+        ("12", "Of those 30 guests, 18 leave early. That leaves 12 guests who stay."),
+        ("53", "Tim ran 110 km and Ana 57 km. Tim ran 53 km farther than Ana."),
+        ("-4", "3x=-12 Therefore, x=-4"),
+        ("340", "340g"),
+        ("15000", "15000.&"),
+        ("80", "Each would have 80 after sharing. Your answer depends on rounding."),
+    ],
 }  # fmt: skip
 DIFFERENT = {
     "short sentences": [
@@ -192,6 +203,11 @@ DIFFERENT = {
         ("4", "4^{-1}"),
         ("2^{-50}", "2^{-51}"),
         ("12", "12_3"),
+    ],
+    "reasons before and behind": [
+        ("9", "As 9 of the pens are red, there are 6 blue pens."),
+        ("7", "Since we know the price is 7, we must find the number of cows, which is not known."),
+        ("5", "Given that 5 people came, we cannot say who stayed."),
     ],
 }  # fmt: skip
 RESPONSES = [
