@@ -137,7 +137,7 @@ def line_chart(
     y_limits: tuple[float, float] | None = None,
     is_wide: bool = False,
 ) -> Figure:
-    """Curves of (x, y) or, with an interval, (x, y, low, high). A mark is a labelled horizontal line at a value of y."""
+    """Curves of (x, y) or, with an interval, (x, y, low, high). A mark is a horizontal line at a value of y, with a label unless it is empty."""
     marks = marks or {}
 
     def draw(axes: Axes, width: int) -> None:
@@ -158,8 +158,8 @@ def line_chart(
         for label, value in marks.items():
             axes.axhline(value, color=COLORS[NEUTRAL], linestyle=(0, (4, 3)), linewidth=1)
             shown_value = f"{100 * value:.1f}%" if percent else f"{value:.4g}"
-            axes.annotate(f"{label} {shown_value}", (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 4),
-                          textcoords="offset points", ha="right", color=COLORS[NEUTRAL])  # fmt: skip
+            axes.annotate(label and f"{label} {shown_value}", (1, value), xycoords=("axes fraction", "data"),
+                          xytext=(-2, 4), textcoords="offset points", ha="right", color=COLORS[NEUTRAL])  # fmt: skip
         label_axes(axes, width, x_label, y_label, percent)
         if x_ticks:
             axes.set_xticks(list(x_ticks), list(x_ticks.values()))
