@@ -143,11 +143,11 @@ def test_number_of_samples_may_be_raised_later_and_nothing_else(tmp_path: Path) 
     assert not samples(128).is_finished
     with pytest.raises(UserError, match=r"made with sampling\.num_samples = 64, now it is 32"):
         _ = samples(32).is_finished
-    with pytest.raises(UserError, match=r"made with temperature = 1.0, now it is 0.5"):
+    with pytest.raises(UserError, match=r"made with sampling\.temperature = 1\.0, now it is 0.5"):
         _ = samples(128, temperature=0.5).is_finished
     samples(128).begin()
     assert not samples(128).is_finished
-    with pytest.raises(UserError, match="made with num_samples = 128, now it is 64"):
+    with pytest.raises(UserError, match=r"made with sampling\.num_samples = 128, now it is 64"):
         _ = samples(64).is_finished
 
 
