@@ -16,6 +16,7 @@ from east_ray.rollouts.exchange import WeightExchange, _reads_back, check_exchan
 from tests.support.tiny_models import ARCHITECTURES, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
+REFUSED = ("Mixtral", "Qwen3-MoE")  # vLLM 0.32 keeps packed copies of their experts
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,4 @@ def test_exchanged_weights_give_a_fresh_engines_completions_or_are_refused(archi
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["differ"] > 0
     assert found["equal"] == [6] * len(found["equal"])
-    assert ("refused" in found) == (len(found["equal"]) < 4)
-    if architecture == "Llama tied":
-        assert "refused" not in found
+    assert ("refused" in found) == (len(found["equal"]) < 4) == (architecture in REFUSED)
