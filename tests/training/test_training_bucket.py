@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from east_ray.config.sections import ModelConfig
-from east_ray.runs import storage
 from east_ray.runs.directory import RunDirectory
 from east_ray.training.driver import train
 from tests.support.s3_server import S3Server, s3_server
@@ -17,17 +16,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixture
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def server() -> Iterator[S3Server]:
     with s3_server() as started:
-        for name, value in started.environment.items():
-            monkeypatch.setenv(name, value)
-        storage._open_bucket.cache_clear()
         yield started
 
 
 def test_two_arms_on_a_store_that_refuses_each_request_twice(server: S3Server) -> None:
     """Uploads of checkpoints outlast the training that wrote them; the second arm reads what the first one computed."""
-    run = RunDirectory("s3://east/run")
+    options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.port}"
+    run = RunDirectory(f"s3://test:test@east/run?{options}")
     run.write_table(examples("dpo", 12), "round-00", "examples", "dpo.parquet")
     settings = {"workers": 2, "micro_batch_size": 2, "batch_size": 4, "max_steps": 4, "checkpoint_steps": 2}
     training = config("dpo", precompute_reference=True, cpus_per_worker=0.5, **settings)
