@@ -37,8 +37,8 @@ test-fast: setup ## the tests that start neither an engine nor Ray
 
 # From a checkout with its Python on the path, not necessarily installed: PYTHON is used as it is.
 test-gpu: ## what one GPU's owner runs to know that the installation is right, in under ten minutes
-	$(PYTHON) -m pytest tests/gpu
-	$(PYTHON) benchmarks/one_gpu.py
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest tests/gpu
+	PYTHONPATH=$(CURDIR) $(PYTHON) benchmarks/one_gpu.py
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .
