@@ -86,6 +86,10 @@ class TrainingConfig(Section):
     cpus_per_worker: float = Field(default=1, gt=0, description="CPU cores one worker reserves.")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage.")
     offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
+    padding_free: bool = Field(
+        default=True,
+        description="Compute rows without their padding and a pair's common prompt once; false: as TRL does, bit for bit.",
+    )
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
     precompute_reference: bool = Field(
         default=False,
@@ -101,6 +105,7 @@ class TrainingConfig(Section):
         description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
     )
 
+    added: ClassVar[frozenset[str]] = frozenset({"padding_free"})
     operational: ClassVar[frozenset[str]] = frozenset(
         {"cpus_per_worker", "checkpoint_steps", "max_failures", "labels", "report_to"}
     )

@@ -54,11 +54,13 @@ def plan_training(
     normalization: str,
     granularity: str,
     seed: int,
+    local_weight: str = "none",
 ) -> TrainingPlan:
     """Order the examples for a whole training and fold everything known beforehand into multipliers.
 
     `tokens_N` counts the tokens each example's loss sums over. SFT and DPO are shuffled again each epoch; KTO keeps one
-    order, because its KL term pairs neighbours. The last step is filled with further examples of multiplier 0.
+    order, because its KL term pairs neighbours. The last step is filled with further examples of multiplier 0. Within a
+    step, long and short examples are dealt evenly to the micro-batches, except where these shape the loss.
     """
     num_examples = len(weight_N)
     num_positions = max_steps * batch_size if max_steps > 0 else max(1, round(epochs * num_examples))
@@ -72,6 +74,9 @@ def plan_training(
     else:
         row_P = np.concatenate([rng.permutation(num_examples) for _ in range(num_orders)])[:total]
     padding_P = np.arange(total) >= num_positions
+    if loss != "kto" and granularity == "example" and local_weight != "perplexity":
+        level_P = level_micro_batches(tokens_N[row_P], batch_size, micro_batch_size)
+        row_P, padding_P = row_P[level_P], padding_P[level_P]
     multiplier_P = multipliers(
         weight_N[row_P],
         tokens_N[row_P],
@@ -83,6 +88,19 @@ def plan_training(
         granularity=granularity,
     )
     return TrainingPlan(row_P, padding_P, multiplier_P, batch_size, micro_batch_size)
+
+
+def level_micro_batches(tokens_P: np.ndarray, batch_size: int, micro_batch_size: int) -> np.ndarray:
+    """An order of the positions, each within its step, in which a step's micro-batches have about as many tokens each.
+
+    The longest goes to the first micro-batch, the next to the second, and so on and back again: the largest micro-batch
+    decides the memory, and workers wait for the slowest.
+    """
+    longest_first_SP = np.argsort(-tokens_P.reshape(-1, batch_size), axis=1, kind="stable")
+    dealt_SBK = longest_first_SP.reshape(len(longest_first_SP), micro_batch_size, -1)
+    dealt_SBK[:, 1::2] = dealt_SBK[:, 1::2, ::-1].copy()
+    order_SP = dealt_SBK.transpose(0, 2, 1).reshape(-1, batch_size)
+    return (order_SP + batch_size * np.arange(len(order_SP))[:, None]).reshape(-1)
 
 
 def multipliers(

@@ -38,6 +38,7 @@ from east_ray.records import UserError
 from east_ray.training.batches import TrainingPlan
 from east_ray.training.inputs import PlannedDataset, lora_config, refuse_inseparable, trainer_settings
 from east_ray.training.losses import example_losses, local_weights
+from east_ray.training.padding_free import PaddingFree
 
 
 def make_trainer(
@@ -51,16 +52,19 @@ def make_trainer(
     weight_N: np.ndarray,
     seed: int,
     output_dir: str,
+    tensorboard_dir: str | None = None,
+    checkpoint_suffix: str = "",
     deepspeed: dict[str, Any] | None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> WeightedTrainer:
     """A trainer ready for `.train()`: model loaded, examples in planned order, every setting decided.
 
-    `rows` come from `tokens.tokenise_examples`. `deepspeed` is a DeepSpeed configuration, None for plain PyTorch.
+    `rows` come from `tokens.tokenise_examples`. `deepspeed` is a DeepSpeed configuration, None for plain PyTorch. Checkpoints
+    are directories of `output_dir` whose names end in `checkpoint_suffix`; TensorBoard's files lie beside it unless given.
     """
     trainer_class, config_class = TRAINERS[training.loss]
-    # Read by transformers' TensorBoard callback. Not inside output_dir, which does not outlive the training.
-    os.environ["TENSORBOARD_LOGGING_DIR"] = os.path.join(os.path.dirname(output_dir), "tensorboard")
+    events = tensorboard_dir or os.path.join(os.path.dirname(output_dir), "tensorboard")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = events  # read by transformers' callback
     arguments = config_class(
         output_dir=output_dir,
         per_device_train_batch_size=plan.micro_batch_size,
@@ -75,6 +79,8 @@ def make_trainer(
         args=arguments,
         positions=PlannedDataset(rows, plan, weight_N, training.loss),
         local_weight=training.local_weight,
+        checkpoint_suffix=checkpoint_suffix,
+        padding_free=training.padding_free,
         peft_config=lora_config(training.lora),
         callbacks=list(callbacks),
     )
@@ -93,8 +99,7 @@ def restore_buffers(model: Any) -> None:
     """
     if model is None:
         return
-    model = getattr(model, "module", model)  # DeepSpeed's engine holds a reference model
-    model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    model = _bare(model)
     with init_empty_weights(include_buffers=False):
         exact = dict(type(model)(model.config).named_modules())
     for path, module in model.named_modules():
@@ -102,6 +107,12 @@ def restore_buffers(model: Any) -> None:
             buffer, computed = getattr(module, name), getattr(exact[path], name)
             if buffer is not None and buffer.dtype != computed.dtype:
                 setattr(module, name, computed.to(buffer.device))
+
+
+def _bare(model: Any) -> Any:
+    """The transformers model within DeepSpeed's engine, which holds a reference model, or peft's wrapper."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
 def refuse_tied_adapter(model: Any) -> None:
@@ -131,9 +142,18 @@ class WeightedTrainer(_BaseTrainer):
     _metrics: Any
     _total_train_tokens: Any
 
-    def __init__(self, *, args: Any, positions: PlannedDataset, local_weight: str = "none", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        args: Any,
+        positions: PlannedDataset,
+        local_weight: str = "none",
+        checkpoint_suffix: str = "",
+        padding_free: bool = True,
+        **kwargs: Any,
+    ) -> None:
         refuse_inseparable(args)
-        self.local_weight = local_weight
+        self.local_weight, self.checkpoint_suffix = local_weight, checkpoint_suffix
         self.multiplier_B: torch.Tensor | None = None
         self.scale_B = self.policy_R = self.reference_R = torch.empty(0)
         self._weighted_loss = torch.zeros(())
@@ -144,11 +164,12 @@ class WeightedTrainer(_BaseTrainer):
         self.collate_rows: Callable[[list[dict[str, Any]]], dict[str, Any]] = self.data_collator
         self.data_collator = self._collate
         if local_weight == "wpo":
-            patched: Any = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+            patched: Any = _bare(self.model)
             add_fused_lm_head(patched, outputs=("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs"))
-        self.model.register_forward_hook(self._on_forward)
-        if self.ref_model is not None:
-            self.ref_model.register_forward_hook(self._on_forward)
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        self.padding_free = [PaddingFree(_bare(model), positions.loss == "dpo") for model in models if padding_free]
+        for model in models:
+            model.register_forward_hook(self._on_forward)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """Leave the rows alone: they are token ids already."""
@@ -248,12 +269,18 @@ class WeightedTrainer(_BaseTrainer):
             self.state.epoch = step * plan.batch_size / len(self.positions.rows)
         super().log(logs, start_time)
 
+    @property
+    def checkpoint_directory(self) -> str:
+        """Directory of a checkpoint made at this step."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}{self.checkpoint_suffix}"
+        return os.path.join(str(self.args.output_dir), name)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save only what a resume needs (transformers would also gather and write the whole model).
 
         Each rank writes its own shard: optimizer state and random state; rank 0 adds schedule, step and log.
         """
-        directory = os.path.join(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        directory = self.checkpoint_directory
         os.makedirs(os.path.join(directory, f"global_step{self.state.global_step}"), exist_ok=True)
         self._save_optimizer_and_scheduler(directory)
         self._save_rng_state(directory)

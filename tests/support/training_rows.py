@@ -84,6 +84,7 @@ def planned(
         normalization=training.normalization,
         granularity=training.weight_granularity,
         seed=seed,
+        local_weight=training.local_weight,
     )
     return rows, plan, weight_N
 

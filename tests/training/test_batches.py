@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from east_ray.records import UserError
-from east_ray.training.batches import multipliers, order_for_kl, plan_training
+from east_ray.training.batches import level_micro_batches, multipliers, order_for_kl, plan_training
 
 DEFAULTS: dict[str, Any] = {
     "loss": "sft",
@@ -31,9 +31,10 @@ def plan(count: int, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("loss", ["sft", "dpo", "kto"])
 def test_every_epoch_holds_every_example_once(loss: str) -> None:
+    whole = plan(32, loss=loss).row_P
+    assert [sorted(whole[e * 32 : (e + 1) * 32]) for e in range(3)] == [list(range(32))] * 3
     made = plan(30, loss=loss)
-    real = made.row_P[~made.padding_P]
-    assert [sorted(real[e * 30 : (e + 1) * 30]) for e in range(3)] == [list(range(30))] * 3
+    assert sorted(made.row_P[~made.padding_P]) == sorted([*range(30)] * 3)
     assert made.num_steps == 12  # 90 examples in steps of 8
     assert made.padding_P.sum() == 6
     assert (made.multiplier_P[made.padding_P] == 0).all()
@@ -45,9 +46,24 @@ def test_sft_is_shuffled_again_each_epoch_and_kto_keeps_its_order() -> None:
     assert np.array_equal(kto[:30], kto[30:60])
 
 
-def test_the_order_depends_on_the_seed_and_not_on_the_micro_batch() -> None:
-    assert np.array_equal(plan(30).row_P, plan(30, micro_batch_size=8).row_P)
+def test_the_examples_of_a_step_depend_on_the_seed_and_not_on_the_micro_batch() -> None:
+    halves, whole = (np.sort(plan(30, micro_batch_size=size).row_P.reshape(-1, 8)) for size in (2, 8))
+    assert np.array_equal(halves, whole)
     assert not np.array_equal(plan(30).row_P, plan(30, seed=1).row_P)
+
+
+def test_long_and_short_examples_are_dealt_evenly_to_a_steps_micro_batches() -> None:
+    tokens = np.array([10, 90, 20, 80, 30, 70, 40, 60, 1, 2, 3, 4, 5, 6, 7, 8])
+    order = level_micro_batches(tokens, batch_size=8, micro_batch_size=2)
+    assert tokens[order].tolist() == [90, 10, 80, 20, 70, 30, 60, 40, 8, 1, 7, 2, 6, 3, 5, 4]
+
+
+@pytest.mark.parametrize("changes", [{"granularity": "microbatch"}, {"local_weight": "perplexity"}, {"loss": "kto"}])
+def test_micro_batches_that_shape_the_loss_are_left_as_they_were_drawn(changes: dict[str, str]) -> None:
+    made = plan(32, **changes, epochs=1)
+    drawn = np.random.default_rng(0).permutation(32)
+    expected = order_for_kl([f"q{i // 2}" for i in range(32)], 2, np.random.default_rng(0))
+    assert made.row_P.tolist() == (expected if changes.get("loss") == "kto" else drawn).tolist()
 
 
 def test_max_steps_replaces_the_epochs() -> None:

@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_all_ones_train_exactly_as_trl_does(loss: str, tmp_path: Path) -> None:
-    training = config(loss, micro_batch_size=2, max_steps=3, warmup_ratio=0.1, max_grad_norm=1.0)
+    training = config(loss, micro_batch_size=2, max_steps=3, warmup_ratio=0.1, max_grad_norm=1.0, padding_free=False)
     rows, plan, ones = planned(loss, 12, training, np.ones(12 if loss != "kto" else 24))
     ours = trainer(rows, plan, ones, training, tmp_path)
     ours.train()
