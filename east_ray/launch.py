@@ -13,7 +13,7 @@ from east_ray.console import console
 from east_ray.models import pin
 from east_ray.pipeline import run_algorithm
 from east_ray.preflight.actual import record_plan
-from east_ray.runs.artifacts import Refused, run_steps
+from east_ray.runs.artifacts import Incomplete, Refused, run_steps
 from east_ray.runs.cluster import start_ray
 from east_ray.runs.directory import RunDirectory
 from east_ray.runs.lock import locked
@@ -23,25 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 def run_and_show(config: Config, *, only: str | None = None, restart: str | None = None) -> int:
-    """Run the algorithm, or one step, and show the table and the report where there is something to show."""
+    """Run the algorithm, or one step, and show the table and the report where there is something to show, also when an arm
+    could not be trained: Incomplete then comes after them.
+    """
     with open_run(config) as (run, config):
         record_plan(run, config)
-        changed = run_algorithm(run, config, start_ray, only=only, restart=restart)
-        if only not in (None, "evaluate"):
-            return 0
-        from east_ray.evaluation.summary import render_table
-
-        if table := render_table(run):
-            console.print(table)
-        if changed or not run.exists("report.html"):
-            from east_ray.report.page import write_report
-            from east_ray.training.model_card import write_model_card
-
-            for t, arm in itertools.product(range(config.run.rounds), config.arms):
-                write_model_card(run, f"round-{t:02d}/arms/{arm.name}/model")
-            write_report(run)
-        done = "" if changed else "Nothing to do: this run is finished. "
-        console.print(f"{done}Report: {run.uri_of('report.html')}")
+        incomplete = None
+        try:
+            changed = run_algorithm(run, config, start_ray, only=only, restart=restart)
+        except Incomplete as error:
+            changed, incomplete = True, error
+        if only in (None, "evaluate"):
+            _show(run, config, changed)
+        if incomplete is not None:
+            raise incomplete
     return 0
 
 
@@ -52,6 +47,23 @@ def import_file(config: Config, file: str) -> None:
         run_steps([questions], lambda: None)
         if not run_steps([steps.import_samples(run, config, file, questions)], lambda: None):
             logger.info("%s was already imported", file)
+
+
+def _show(run: RunDirectory, config: Config, changed: bool) -> None:
+    """Print the table of what is evaluated, and write the report when something changed."""
+    from east_ray.evaluation.summary import render_table
+
+    if table := render_table(run):
+        console.print(table)
+    if changed or not run.exists("report.html"):
+        from east_ray.report.page import write_report
+        from east_ray.training.model_card import write_model_card
+
+        for t, arm in itertools.product(range(config.run.rounds), config.arms):
+            write_model_card(run, f"round-{t:02d}/arms/{arm.name}/model")
+        write_report(run)
+    done = "" if changed else "Nothing to do: this run is finished. "
+    console.print(f"{done}Report: {run.uri_of('report.html')}")
 
 
 @contextmanager

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from east_ray.arms import Group, Policy, losses_of, mappings_of, weight_mapping
-from east_ray.config.load import Arm, Config
+from east_ray.config.load import Config
 from east_ray.runs.artifacts import Artifact, Refused, Step
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
-from east_ray.training.job import check_trackers
+from east_ray.training.job import ArmTraining, check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -221,9 +221,12 @@ def _examples(run: RunDirectory, config: Config, group: Group, inputs: Mapping[s
 def train(
     run: RunDirectory, config: Config, groups: Sequence[Group], examples: Step, starts: Mapping[str, Policy]
 ) -> Step:
-    """Fine-tune every arm on its group's examples with its own weights (eq. 7); one artifact per arm, in the arms' order."""
+    """Fine-tune every arm on its group's examples with its own weights (eq. 7); one artifact per arm, in the arms' order.
+
+    Arms whose workers are shaped alike are trained by the same ones, one after another, `run.parallel_arms` at a time.
+    """
     base = fingerprint_source(config.model.path, config.model.revision)
-    arms: dict[Artifact, Arm] = {}
+    asked: dict[Artifact, ArmTraining] = {}
     for group, chosen in zip(groups, examples.artifacts, strict=True):
         for arm in group.arms:
             own, directory = config.for_arm(arm), f"round-{group.t:02d}/arms/{arm.name}"
@@ -240,41 +243,58 @@ def train(
                 inputs={"examples": chosen, "model": base, **starts[arm.name].inputs},
                 outputs=(f"{directory}/model",),
             )
-            arms[trained] = arm
-
-    def work(pending: Sequence[Artifact]) -> Iterator[Any]:
-        from east_ray.training.driver import train
-
-        stop = threading.Event()
-
-        def train_arm(trained: Artifact) -> Any:
-            arm, chosen = arms[trained], trained.inputs["examples"]
-            own = config.for_arm(arm)
-            assert isinstance(chosen, Artifact)
-            return train(
-                run,
+            asked[trained] = ArmTraining(
                 examples=f"{chosen.directory}/{own.training.loss}.parquet",
                 weight_column=weight_mapping(config, arm).column,
                 base_model=starts[arm.name].path,
                 output=trained.outputs[0],
                 training=own.training,
-                model=config.model,
                 seed=own.run.seed,
                 title=f"train {arm.name}",
-                stop=stop,
             )
 
-        with ThreadPoolExecutor(max_workers=config.run.parallel_arms) as pool:
-            trainings = [pool.submit(train_arm, trained) for trained in pending]
+    def work(pending: Sequence[Artifact]) -> Iterator[Any]:
+        from east_ray.training.driver import train_arms, workers_of
+
+        stop = threading.Event()
+        results = {trained: Future[Any]() for trained in pending}
+
+        def train_one_after_another(chosen: Sequence[Artifact]) -> None:
+            unfinished = [trained for trained in chosen if trained in results]
             try:
-                for training in trainings:
-                    yield training.result()
+                train_arms(
+                    run,
+                    [asked[trained] for trained in unfinished],
+                    model=config.model,
+                    state=f"{chosen[0].directory}/state",
+                    done=lambda number, outcome: results[unfinished[number]].set_result(outcome),
+                    stop=stop,
+                )
+            except BaseException as error:
+                stop.set()
+                for result in results.values():
+                    if not result.done():
+                        result.set_exception(error)
+
+        alike: dict[Any, list[Artifact]] = {}
+        for trained, arm in asked.items():
+            alike.setdefault(workers_of(arm.training), []).append(trained)
+        # Of all arms, not of the pending ones: a resumed command must find each group's checkpoints.
+        at_once = -(-config.run.parallel_arms // len(alike))
+        groups = [members[i::at_once] for members in alike.values() for i in range(min(at_once, len(members)))]
+        with ThreadPoolExecutor(max_workers=config.run.parallel_arms) as pool:
+            for group in groups:
+                if not results.keys().isdisjoint(group):
+                    pool.submit(train_one_after_another, group)
+            try:
+                for trained in pending:
+                    yield results[trained].result()
             except BaseException:  # an error or Ctrl-C: otherwise it would be shown only when the other arms have ended
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    return Step("train", list(arms), work)
+    return Step("train", list(asked), work)
 
 
 def evaluate(

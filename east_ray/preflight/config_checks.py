@@ -56,6 +56,22 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield from hub
     yield from check_host_memory(config)
     yield from check_chat_template(config)
+    yield from check_export(config)
+
+
+def check_export(config: Config) -> Iterator[Finding]:
+    """What a trained model would do without of its base's directory, or what that lacks; only when it is on this disk."""
+    if not os.path.isdir(config.model.path):
+        return
+    from east_ray.training.export import judge_base  # torch and peft
+
+    try:
+        left_out = judge_base(config.model.path, config.model.trust_remote_code)
+    except UserError as error:
+        yield fail("export", *_detail_and_remedy(error))
+        return
+    names = ", ".join(left_out[:4]) + (" ..." if left_out[4:] else "")
+    yield ok("export", f"without {names}, which its class does not write" if left_out else "all of the model's tensors")
 
 
 def _detail_and_remedy(error: UserError) -> tuple[str, str]:

@@ -40,6 +40,10 @@ class Refused(UserError):
     """A step that was asked for cannot begin: its settings are not those of what is there, or its inputs are missing."""
 
 
+class Incomplete(UserError):
+    """Some artifacts could not be made; everything that does not need them is there."""
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """A directory of the run, and all that shapes it. `inputs`: the artifacts it is made from, by name, or the
@@ -126,7 +130,8 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of Algorithm 1 and the artifacts it writes. `work` makes the unfinished ones and yields their facts in order.
+    """A step of Algorithm 1 and the artifacts it writes. `work` makes the unfinished ones and yields their facts in order, or
+    the error of one that cannot be made while others can.
 
     An artifact is complete as soon as its facts are there: those yielded before a kill are not made again.
     """
@@ -140,9 +145,19 @@ class Step:
         directories = {artifact.directory.split("/")[0] for artifact in self.artifacts}
         return f"{self.name} {', '.join(sorted(directories - {self.name}))}".strip()
 
-    def run(self, connect: Callable[[], None]) -> bool:
-        """Make what is unfinished; True when there was something to make. `connect` starts Ray on the first real work."""
+    def run(self, connect: Callable[[], None], failed: dict[Artifact, Exception] | None = None) -> bool:
+        """Make what is unfinished; True when there was something to make. `connect` starts Ray on the first real work.
+
+        Artifacts that cannot be made, and those that need them, are added to `failed`; the error is raised when there are
+        no others.
+        """
+        failed = {} if failed is None else failed
         pending = [artifact for artifact in self.artifacts if not artifact.is_finished]
+        for artifact in pending:
+            errors = [failed[i] for i in artifact.inputs.values() if isinstance(i, Artifact) and i in failed]
+            if errors:
+                failed[artifact] = errors[0]
+        pending = [artifact for artifact in pending if artifact not in failed]
         if not pending:
             logger.debug("%s: up to date", self)
             return False
@@ -158,7 +173,13 @@ class Step:
         for artifact in pending:
             artifact.begin()
         for artifact, facts in zip(pending, self.work(pending), strict=True):
+            if isinstance(facts, Exception):
+                failed[artifact] = facts
+                logger.error("%s", facts)
+                continue
             artifact.complete(**{"seconds": round(time.monotonic() - started, 3), **jsonable(facts)})
+        if failed.keys() >= {*self.artifacts}:
+            raise failed[pending[0]]
         seconds = time.monotonic() - started
         logger.info("%s finished in %.1f s", self, seconds)
         if self.uses_ray:
@@ -170,19 +191,25 @@ class Step:
 def run_steps(steps: Sequence[Step], connect: Callable[[], None], only: str | None = None) -> bool:
     """Run the steps in order, or only those of one name. True when anything was done.
 
-    With `only`, later rounds whose inputs are not finished yet are left alone; the first round's are an error.
+    With `only`, later rounds whose inputs are not finished yet are left alone; the first round's are an error. Incomplete
+    at the end when an artifact could not be made.
     """
-    done, seen = False, False
+    done, seen, failed = False, False, dict[Artifact, Exception]()
     for step in steps:
         if only is not None and step.name != only:
             continue
         if seen and only is not None and not all(needed.is_finished for _, needed in _inputs(step.artifacts)):
             break
-        done = step.run(connect) or done
+        done = step.run(connect, failed) or done
         seen = True
     if only is not None and not seen:
         raise Refused(
             f"this config has no step {only!r}: `validate` needs questions.validation_share, `evaluate` needs questions.test"
+        )
+    if failed:
+        errors = list(dict.fromkeys(map(str, failed.values())))
+        raise Incomplete(
+            f"{errors[0]}{f' (and {len(errors) - 1} more, logged above)' if errors[1:] else ''}; the rest is done"
         )
     return done
 

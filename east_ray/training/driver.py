@@ -1,4 +1,4 @@
-"""Training of one arm: Ray Train workers with DeepSpeed around the weighted trainers, one `fit()` per training.
+"""Training of arms: Ray Train workers with DeepSpeed around the weighted trainers; one set of workers trains arm after arm.
 
 The driver plans every batch, follows the progress and writes the log; it never holds text. `worker` runs on the workers.
 """
@@ -10,8 +10,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -26,9 +27,9 @@ from east_ray.runs import storage
 from east_ray.runs.cluster import on_driver_node
 from east_ray.runs.directory import RunDirectory
 from east_ray.training.batches import plan_training
-from east_ray.training.job import StatusActor, TrainingJob, TrainingStatus
+from east_ray.training.job import ArmTraining, JobGroup, StatusActor, TrainingJob, TrainingStatus
 from east_ray.training.model_card import FACTS, write_model_card
-from east_ray.training.tokens import PreparedExamples, prepare_examples
+from east_ray.training.tokens import PreparedExamples, prepare_arms
 
 logger = logging.getLogger(__name__)
 
@@ -60,41 +61,63 @@ class TrainingSummary:
     tokenised_from_text: int
 
 
-def train(
+def train_arms(
     run: RunDirectory,
+    arms: Sequence[ArmTraining],
     *,
-    examples: str,
-    weight_column: str | None,
-    base_model: str,
-    output: str,
-    training: TrainingConfig,
     model: ModelConfig,
-    seed: int,
-    title: str,
+    state: str,
+    done: Callable[[int, TrainingSummary | Exception], None],
     questions: str = "questions/train.parquet",
     stop: threading.Event | None = None,
-) -> TrainingSummary:
-    """Train `base_model` on one Parquet file of examples and write the model directory `output`.
+) -> None:
+    """Train arms with one set of workers, which `workers_of` must say they can share, and write their models.
 
-    `weight_column` names the file's column of weights; None means all ones. An interrupted training resumes from its last
-    checkpoint, which is kept beside `output` in `training/`, as is its log. CancelledError soon after `stop` is set;
-    UserError when the examples cannot be trained on as configured.
+    `done` is told each arm's number and its summary, or the error that ends it while others go on: a UserError when the
+    examples cannot be trained on as configured. An interrupted training resumes from the group's last checkpoint, which
+    is kept in `state`. CancelledError soon after `stop` is set; UserError when a trained model cannot be written.
     """
-    started = time.monotonic()
-    work = "/".join([*output.split("/")[:-1], "training"])
-    base_model = storage.absolute(base_model) if os.path.isdir(base_model) else base_model
+    stop, started = stop or threading.Event(), time.monotonic()
+    arms = [replace(a, base_model=storage.absolute(a.base_model)) if os.path.isdir(a.base_model) else a for a in arms]
     task: Any = ray.remote(num_cpus=1, max_retries=3)  # on another node when its own is lost; errors are not retried
-    prepared: PreparedExamples = _get(
-        task(prepare_examples).remote(
-            run,
-            examples=examples,
-            weight_column=weight_column,
-            questions=questions,
-            base_model=base_model,
-            training=training,
-            model=model,
-        )
-    )
+    prepared = _get(task(prepare_arms).remote(run, arms, questions=questions, model=model))
+    waiting: dict[str, tuple[int, TrainingJob, PreparedExamples]] = {}
+    for number, (arm, examples) in enumerate(zip(arms, prepared, strict=True)):
+        try:
+            if isinstance(examples, UserError):
+                raise examples
+            waiting[arm.output] = number, _planned(arm, examples, model), examples
+        except UserError as error:
+            done(number, UserError(f"{arm.title}: {error}"))
+
+    def end(job: TrainingJob, status: TrainingStatus) -> None:
+        nonlocal started
+        number, _, examples = waiting.pop(job.arm.output)
+        if status.refused:
+            done(number, UserError(f"{job.arm.title}: {status.refused}"))
+        else:
+            done(number, _finish(run, job, examples, status, time.monotonic() - started))
+        started = time.monotonic()
+
+    while waiting:
+        before = len(waiting)
+        group = JobGroup(run, tuple(job for _, job, _ in waiting.values()), state, on_driver_node(StatusActor))
+        _discard_damaged_state(group)
+        error = _fit(group, end, stop)
+        if error is not None and len(waiting) == before:  # else the arm it was at begins anew, with all its restarts
+            job = error.job
+            done(waiting.pop(job.arm.output)[0], _explained(error.cause, job))
+    run.delete(state)
+
+
+def workers_of(training: TrainingConfig) -> tuple[Any, ...]:
+    """The settings that shape a set of workers: arms that agree on them can be trained by one set."""
+    t = training
+    return (t.workers, t.use_gpu, t.cpus_per_worker, t.zero_stage, t.max_failures, tuple(sorted(t.labels.items())))
+
+
+def _planned(arm: ArmTraining, prepared: PreparedExamples, model: ModelConfig) -> TrainingJob:
+    training = arm.training
     plan = plan_training(
         prepared.weight_N,
         prepared.tokens_N,
@@ -106,55 +129,49 @@ def train(
         micro_batch_size=training.micro_batch_size,
         normalization=training.normalization,
         granularity=training.weight_granularity,
-        seed=seed,
+        seed=arm.seed,
+        local_weight=training.local_weight,
     )
-    logger.info("%s: %d examples, %d steps", title, len(prepared.weight_N), plan.num_steps)
+    logger.info("%s: %d examples, %d steps", arm.title, len(prepared.weight_N), plan.num_steps)
     if prepared.tokenised_from_text:
-        logger.info("%s: %d completions came as text and were tokenised", title, prepared.tokenised_from_text)
-    job = TrainingJob(
-        run=run,
-        tokens=prepared.tokens,
-        reference=prepared.reference,
-        state=f"{work}/state",
-        output=output,
-        base_model=base_model,
-        plan=plan,
-        weight_N=prepared.weight_N,
-        training=training,
-        model=model,
-        seed=seed,
-        status=on_driver_node(StatusActor),
-    )
-    _discard_damaged_state(job, title)
-    status = _fit(job, f"{work}/log.jsonl", title, stop or threading.Event())
+        logger.info("%s: %d completions came as text and were tokenised", arm.title, prepared.tokenised_from_text)
+    if left_out := prepared.left_out:
+        names = ", ".join(left_out[:4]) + (" ..." if left_out[4:] else "")
+        logger.info("%s: leaves out %d of the base's tensors or files: %s", arm.title, len(left_out), names)
+    return TrainingJob(arm, model, prepared.tokens, prepared.reference, plan, prepared.weight_N)
+
+
+def _finish(
+    run: RunDirectory, job: TrainingJob, prepared: PreparedExamples, status: TrainingStatus, seconds: float
+) -> TrainingSummary:
+    """Write what belongs to a model beside its weights, and sum up its training."""
+    arm, plan = job.arm, job.plan
     facts = {
-        "title": title,
-        "base_model": base_model,
-        "weight_column": weight_column,
-        "training": training.identity(),
-        "seed": seed,
-        "dtype": model.dtype,
+        "title": arm.title,
+        "base_model": arm.base_model,
+        "weight_column": arm.weight_column,
+        "training": arm.training.identity(),
+        "seed": arm.seed,
+        "dtype": job.model.dtype,
         "examples": len(prepared.weight_N),
-        "examples_from": examples.rpartition("/examples/")[0],
+        "examples_from": arm.examples.rpartition("/examples/")[0],
         "steps": plan.num_steps,
         "tokens": int(prepared.tokens_N[plan.row_P[~plan.padding_P]].sum()),
         "data": prepared.content,
         "weights": status.digest,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "deepspeed", "ray")},
     }
-    run.write_json(facts, output, FACTS)
-    write_model_card(run, output)
-    run.delete(job.state)
-    if status.left_out:
-        names = ", ".join(status.left_out[:4]) + (" ..." if len(status.left_out) > 4 else "")
-        logger.info("%s: left out %d of the base's tensors or files: %s", title, len(status.left_out), names)
+    run.write_json(facts, arm.output, FACTS)
+    write_model_card(run, arm.output)
+    if status.is_padded:
+        logger.info("%s: trained with padded rows, which this model cannot do without", arm.title)
     last = status.log[-1]
     summary = TrainingSummary(
         examples=len(prepared.weight_N),
         steps=plan.num_steps,
         tokens=facts["tokens"],
-        micro_batch_size=training.micro_batch_size,
-        seconds=time.monotonic() - started,
+        micro_batch_size=arm.training.micro_batch_size,
+        seconds=seconds,
         loss=last["loss"],
         weighted_loss=last["weighted_loss"],
         gradient_error=status.gradient_error,
@@ -162,65 +179,89 @@ def train(
         digest=status.digest,
         tokenised_from_text=prepared.tokenised_from_text,
     )
-    logger.info("%s: %.1f s, loss %.4g, weighted %.4g", title, summary.seconds, summary.loss, summary.weighted_loss)
+    logger.info("%s: %.1f s, loss %.4g, weighted %.4g", arm.title, summary.seconds, summary.loss, summary.weighted_loss)
     return summary
 
 
-def _discard_damaged_state(job: TrainingJob, title: str) -> None:
+def _discard_damaged_state(group: JobGroup) -> None:
     """Delete checkpoints whose list is damaged: Ray overwrites it in place, and a driver killed in that moment leaves half.
 
     Starting again costs time and ends in the same weights.
     """
-    if not job.run.exists(job.state, SNAPSHOT):
+    run, state = group.run, group.state
+    if not run.exists(state, SNAPSHOT):
         return
     try:
-        snapshot = json.loads(job.run.read_bytes(job.state, SNAPSHOT))
+        snapshot = json.loads(run.read_bytes(state, SNAPSHOT))
         names = [result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]]
-        intact = all(job.run.exists(job.state, name) for name in names)
+        intact = all(run.exists(state, name) for name in names)
     except (ValueError, KeyError):
         intact = False
     if not intact:
-        logger.warning("%s: the checkpoints in %s are damaged; starting again", title, job.run.uri_of(job.state))
-        job.run.delete(job.state)
+        logger.warning("the checkpoints in %s are damaged; starting again", run.uri_of(state))
+        run.delete(state)
 
 
-def _fit(job: TrainingJob, log: str, title: str, stop: threading.Event) -> TrainingStatus:
-    """Run the workers to the end, showing progress and writing the log as it grows."""
-    fit = _FitThread(_trainer(job))
+@dataclass(frozen=True)
+class _FitError:
+    """What ended a set of workers, and the job that they were at."""
+
+    job: TrainingJob
+    cause: Exception
+
+
+def _fit(
+    group: JobGroup, end: Callable[[TrainingJob, TrainingStatus], None], stop: threading.Event
+) -> _FitError | None:
+    """Run one set of workers to the end, showing progress, writing the logs as they grow, and calling `end` for each job."""
+    jobs = {job.arm.output: job for job in group.jobs}
+    fit = _FitThread(_trainer(group))
     fit.start()  # in a thread: on the main one Ray Train would keep Ctrl-C to itself for the rest of the process
-    status, started, written, shown = TrainingStatus(), time.monotonic(), time.monotonic(), dict[int, str]()
-    waiting = True
-    with console.progress(title, job.plan.num_steps, unit="steps") as bar:
-        while fit.is_alive():
-            fit.join(timeout=LOOK_EVERY_SECONDS)
-            if stop.is_set():
-                raise CancelledError(f"{title} was stopped")
-            status = _get(job.status.read.remote())
-            if waiting and time.monotonic() - started > WARN_AFTER_SECONDS:
-                waiting = False
-                if not status.workers:
-                    _warn_of_waiting(job, title)
-            if status.workers != shown:
-                shown = dict(status.workers)
-                logger.debug("%s: workers %s", title, shown)
-            if status.log:
-                bar.update(status.log[-1]["step"], loss=status.log[-1]["loss"])
-            if status.log and time.monotonic() - written > WRITE_LOG_EVERY_SECONDS:
-                written = time.monotonic()
-                _write_log(job.run, log, status)
-    if status.refused:
-        raise UserError(f"{title}: {status.refused}")
-    if fit.error is not None:
-        raise _explained(fit.error, job, title)
-    _write_log(job.run, log, status)
-    return status
+    started, shown, waiting, ended = time.monotonic(), dict[int, str](), True, set[str]()
+    current = group.jobs[0]
+    alive = True
+    while alive:
+        with console.progress(current.arm.title, current.plan.num_steps, unit="steps") as bar:
+            written, is_current = time.monotonic(), True
+            while alive and is_current:
+                fit.join(timeout=LOOK_EVERY_SECONDS)
+                alive = fit.is_alive()
+                if stop.is_set():
+                    raise CancelledError(f"{current.arm.title} was stopped")
+                status = _get(group.status.read.remote())
+                if waiting and (status.workers or time.monotonic() - started > WARN_AFTER_SECONDS):
+                    waiting = False
+                    if not status.workers:
+                        _warn_of_waiting(group)
+                if status.workers != shown:
+                    shown = dict(status.workers)
+                    logger.debug("%s: workers %s", current.arm.title, shown)
+                for output, job_status in status.jobs.items():
+                    job = jobs[output]
+                    if job is current and job_status.log:
+                        bar.update(job_status.log[-1]["step"], loss=job_status.log[-1]["loss"])
+                    if job_status.log and (
+                        job_status.has_ended or time.monotonic() - written > WRITE_LOG_EVERY_SECONDS
+                    ):
+                        written = time.monotonic()
+                        log = "".join(json.dumps(row) + "\n" for row in job_status.log)
+                        group.run.write_bytes(log.encode(), job.arm.directory, "log.jsonl")
+                    if job_status.not_exported:
+                        raise UserError(f"{job.arm.title}: {job_status.not_exported}")
+                    if job_status.has_ended and output not in ended:
+                        ended.add(output)
+                        end(job, job_status)
+                is_current = status.current in ("", current.arm.output)
+                current = jobs.get(status.current, current)
+    return _FitError(current, fit.error) if fit.error is not None else None
 
 
-def _warn_of_waiting(job: TrainingJob, title: str) -> None:
-    training, free = job.training, ray.available_resources()
+def _warn_of_waiting(group: JobGroup) -> None:
+    arm, free = group.jobs[0].arm, ray.available_resources()
+    training = arm.training
     logger.warning(
         "%s: waiting for %d workers with %g CPUs%s each%s; free are %g CPUs and %g GPUs",
-        title,
+        arm.title,
         training.workers,
         training.cpus_per_worker,
         " and a GPU" if training.use_gpu else "",
@@ -233,7 +274,8 @@ def _warn_of_waiting(job: TrainingJob, title: str) -> None:
 class _FitThread(threading.Thread):
     def __init__(self, trainer: Any) -> None:
         super().__init__(name=console.TRAINING_THREAD, daemon=True)
-        self.trainer, self.error = trainer, None
+        self.trainer = trainer
+        self.error: Exception | None = None
 
     def run(self) -> None:
         try:
@@ -242,17 +284,17 @@ class _FitThread(threading.Thread):
             self.error = error
 
 
-def _trainer(job: TrainingJob) -> Any:
+def _trainer(group: JobGroup) -> Any:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_EVERY_SECONDS))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 is less than a node takes to boot
     import ray.train.torch  # torch, which most commands never need
 
-    training, run = job.training, job.run
-    work, _, state = job.state.rpartition("/")
+    training, run = group.jobs[0].arm.training, group.run
+    work, _, state = group.state.rpartition("/")
     return ray.train.torch.TorchTrainer(
         _run_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"group": group},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
@@ -275,11 +317,7 @@ def _trainer(job: TrainingJob) -> Any:
 def _run_worker(config: dict[str, Any]) -> None:
     from east_ray.training.worker import train_worker  # trl and deepspeed, which the driver never needs
 
-    train_worker(config["job"])
-
-
-def _write_log(run: RunDirectory, path: str, status: TrainingStatus) -> None:
-    run.write_bytes("".join(json.dumps(row) + "\n" for row in status.log).encode(), path)
+    train_worker(config["group"])
 
 
 def _get(reference: Any) -> Any:
@@ -292,12 +330,12 @@ def _get(reference: Any) -> Any:
         raise
 
 
-def _explained(error: BaseException, job: TrainingJob, title: str) -> BaseException:
-    text = str(error)
+def _explained(error: Exception, job: TrainingJob) -> Exception:
+    text, training = str(error), job.arm.training
     if "out of memory" in text.lower() or "OutOfMemory" in text:
         return UserError(
-            f"{title}: a worker ran out of memory {job.training.max_failures + 1} times; lower training.micro_batch_size="
-            f"{job.training.micro_batch_size}, set training.gradient_checkpointing=true, or raise training.zero_stage="
-            f"{job.training.zero_stage} or training.workers={job.training.workers}"
+            f"{job.arm.title}: a worker ran out of memory {training.max_failures + 1} times; lower "
+            f"training.micro_batch_size={training.micro_batch_size}, set training.gradient_checkpointing=true, or raise "
+            f"training.zero_stage={training.zero_stage} or training.workers={training.workers}"
         )
     return error

@@ -18,7 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils import logging as transformers_logging
 
 from east_ray.records import UserError
 
@@ -31,7 +33,7 @@ def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], base:
     """Write `model` with the weights `state` as a directory like `base`, read it back, and return its weights' digest.
 
     UserError when a weight is not finite; AssertionError when a tensor is not read back bit for bit, or has a name or shape
-    that `base` does not know. What `base` holds beyond the model's own tensors is left out (`left_out`).
+    that `base` does not know. What `base` holds beyond the model's own tensors is left out (`judge_base`).
     """
     tensors = _cast(state, getattr(torch, dtype))
     for name, tensor in tensors.items():
@@ -52,14 +54,43 @@ def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], base:
     return weights_digest(target)
 
 
-def left_out(base: str, target: str) -> list[str]:
-    """Names of `base`'s tensors and weight files that `target`, its export, does without.
+def judge_base(base: str, trust_remote_code: bool) -> list[str]:
+    """Names of `base`'s tensors and weight files that an export will do without, found from their headers, before a training.
 
     A copy of a tied output head, rotary frequencies, weights in another format, tensors the model's class does not have.
+    UserError when it is `base` that lacks tensors of its class, or has them in another shape: transformers would make them up.
     """
-    used = {file.name for file in _tensor_files(base).values()}
-    others = [name for name in os.listdir(base) if name.endswith(WEIGHT_FILES[0]) and name not in used]
-    return sorted([*(tensor_shapes(base).keys() - tensor_shapes(target).keys()), *others])
+    found = tensor_shapes(base)
+    if not found:  # only formats other than safetensors
+        return []
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would print a table
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base, device_map="meta", ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    tied = {name: source for name, source in model.all_tied_weights_keys.items() if _are_equal(base, name, source)}
+    written = revert_weight_conversion(model, model.state_dict())
+    expected = {name: tuple(tensor.shape) for name, tensor in written.items() if name not in tied}
+    if lacking := sorted(name for name, shape in expected.items() if found.get(name) != shape):
+        raise UserError(
+            f"{base} has no {', '.join(lacking[:4])}{' ...' if lacking[4:] else ''} of the shape that its config.json says "
+            f"({len(lacking)} of {len(expected)} tensors): it would be trained from random values; give a complete model"
+        )
+    read = {file.name for file in _tensor_files(base).values()}
+    others = [name for name in os.listdir(base) if name.endswith(WEIGHT_FILES[0]) and name not in read]
+    return sorted([*(found.keys() - expected.keys()), *others])
+
+
+def _are_equal(directory: str, name: str, other: str) -> bool:
+    """Is a tied tensor its source's copy, or not written at all? One that differs is loaded, trained and written."""
+    files = _tensor_files(directory)
+    if name not in files or other not in files:
+        return True
+    with safe_open(files[name], "pt") as mine, safe_open(files[other], "pt") as theirs:
+        return torch.equal(mine.get_tensor(name), theirs.get_tensor(other))
 
 
 def merge_adapter(

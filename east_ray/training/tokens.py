@@ -18,10 +18,10 @@ import pyarrow as pa
 from jinja2 import TemplateError
 
 from east_ray.config.sections import ModelConfig
-from east_ray.config.training import TrainingConfig
 from east_ray.models import load_tokenizer, local_model
 from east_ray.records import EXAMPLES, UserError, check_schema
 from east_ray.runs.directory import RunDirectory, fingerprint, fingerprint_source
+from east_ray.training.job import ArmTraining
 
 # The text columns that become completions, and the names TRL's collators expect for their token ids.
 COMPLETIONS = {
@@ -35,7 +35,7 @@ COMPLETIONS = {
 class PreparedExamples:
     """The driver's record of N examples: weights, tokens their loss sums over, questions, a fingerprint of the ids.
 
-    `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm
+    `left_out`: names of the base's tensors that a trained model does without. `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm
     with these examples and this model. `tokenised_from_text` counts completions that came without ids.
     """
 
@@ -46,30 +46,36 @@ class PreparedExamples:
     content: str
     reference: str | None
     tokenised_from_text: int
+    left_out: list[str]
 
 
-def prepare_examples(
-    run: RunDirectory,
-    *,
-    examples: str,
-    weight_column: str | None,
-    questions: str,
-    base_model: str,
-    training: TrainingConfig,
-    model: ModelConfig,
-) -> PreparedExamples:
-    """Check the examples and their weights, tokenise them unless another arm has, and return what planning needs.
+def prepare_arms(
+    run: RunDirectory, arms: Sequence[ArmTraining], *, questions: str, model: ModelConfig
+) -> list[PreparedExamples | UserError]:
+    """`prepare_examples` of each arm, or the UserError that it raises."""
+    prepared = list[PreparedExamples | UserError]()
+    for arm in arms:
+        try:
+            prepared.append(prepare_examples(run, arm, questions=questions, model=model))
+        except UserError as error:
+            prepared.append(error)
+    return prepared
 
-    UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts whose token ids
-    differ from those that were sampled from.
+
+def prepare_examples(run: RunDirectory, arm: ArmTraining, *, questions: str, model: ModelConfig) -> PreparedExamples:
+    """Check an arm's examples and weights, tokenise them unless another arm has, and return what planning needs.
+
+    UserError for a missing or invalid weight, for examples longer than training.max_length, for prompts whose token ids
+    differ from those that were sampled from, and for a base model that lacks tensors.
     """
-    where = run.uri_of(examples)
-    table = run.read_table(examples)
+    training, base_model = arm.training, arm.base_model
+    where = run.uri_of(arm.examples)
+    table = run.read_table(arm.examples)
     rows = check_schema(table, EXAMPLES[training.loss], where)
     if rows.num_rows == 0:
         raise UserError(f"{where} holds no examples: no question was kept; see the funnel in weights.json")
-    weight_N = _weights(table, weight_column, where)
-    place, base = "/".join(examples.split("/")[:-1]), fingerprint_source(base_model, model.revision)
+    weight_N = _weights(table, arm.weight_column, where)
+    place, base = "/".join(arm.examples.split("/")[:-1]), fingerprint_source(base_model, model.revision)
     tokens = f"{place}/tokens/{training.loss}-{fingerprint([base, _content(rows)])}.parquet"
     if not run.exists(tokens):
         tokenizer = load_tokenizer(model.model_copy(update={"path": base_model}))
@@ -86,9 +92,12 @@ def prepare_examples(
         if training.loss != "dpo":
             raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
         reference = f"{place}/reference/{fingerprint([base, model.dtype, content])}.parquet"
+    from east_ray.training.export import judge_base  # torch and peft, which nothing else here needs
+
+    left_out = judge_base(local_model(base_model, model.revision), model.trust_remote_code)
     from_text = sum(rows[name].null_count for name in COMPLETIONS[training.loss].values())
     questions_N = rows["question_id"].to_pylist()
-    return PreparedExamples(tokens, weight_N, np.array(tokens_N), questions_N, content, reference, from_text)
+    return PreparedExamples(tokens, weight_N, np.array(tokens_N), questions_N, content, reference, from_text, left_out)
 
 
 def tokenise_examples(

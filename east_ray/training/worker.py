@@ -1,4 +1,5 @@
-"""A Ray Train worker: load, check the weighted gradient, resume, train, checkpoint, export. `driver` starts the workers.
+"""A Ray Train worker: load, check the weighted gradient, resume, train, checkpoint, export, job after job. `driver` starts
+the workers.
 
 Each rank writes only its own shard of a checkpoint: straight into a local run directory, or, for an object store, to the
 node's disk, from where Ray uploads it during training.
@@ -6,12 +7,14 @@ node's disk, from where Ray uploads it during training.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -21,77 +24,115 @@ import deepspeed.ops
 import pyarrow as pa
 import ray
 import ray.train
+import torch
+from accelerate.state import AcceleratorState, GradientState
 from ray.train import CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from east_ray.config.training import TrainingConfig
 from east_ray.models import local_model
 from east_ray.records import UserError
-from east_ray.training.export import left_out, merge_adapter, write_model
-from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
-from east_ray.training.job import TrainingJob
+from east_ray.runs.directory import RunDirectory
+from east_ray.training.export import merge_adapter, write_model
+from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient, settle_padding
+from east_ray.training.job import ArmTraining, JobGroup, TrainingJob
 from east_ray.training.trainers import WeightedTrainer, make_trainer
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 STATE = "state"  # below a worker's scratch directory: its checkpoints, when the run directory is on an object store
+TENSORBOARD = "tensorboard"
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
-def train_worker(job: TrainingJob) -> None:
-    """The loop Ray Train runs on each worker. User errors are reported instead of raised, as retrying would not help."""
-    set_up_deepspeed(job.training.use_gpu)
-    rank = ray.train.get_context().get_world_rank()
-    ray.get(job.status.register.remote(rank, f"pid {os.getpid()} on {socket.gethostname()}"))
-    scratch = tempfile.mkdtemp(dir=os.getcwd())
-    try:
-        _train(job, rank, scratch)
-    except (UserError, WeightedGradientError) as error:
-        ray.get(job.status.update.remote(refused=str(error)))
-    finally:
-        for name in os.listdir(scratch):
-            if name != STATE:  # Ray may still be uploading a checkpoint, and deletes it afterwards
-                shutil.rmtree(os.path.join(scratch, name), ignore_errors=True)
+def train_worker(group: JobGroup) -> None:
+    """The loop Ray Train runs on each worker: train job after job, the one with a checkpoint first.
+
+    User errors are reported instead of raised, as retrying would not help; the next job is then trained, unless a model
+    could not be written: its checkpoint is kept, and a later job's would replace it.
+    """
+    set_up_deepspeed(group.jobs[0].arm.training.use_gpu)
+    rank, checkpoint = ray.train.get_context().get_world_rank(), ray.train.get_checkpoint()
+    ended = ray.get(group.status.register.remote(rank, f"pid {os.getpid()} on {socket.gethostname()}"))
+    resumed = [job for job in group.jobs if checkpoint and checkpoint.path.endswith(job.checkpoint_suffix)]
+    for job in [*resumed, *(job for job in group.jobs if job not in resumed)]:
+        if job.arm.output in ended:
+            continue
+        if rank == 0:
+            ray.get(group.status.update.remote(job.arm.output))  # the driver shows the job, and blames it for what follows
+        scratch = tempfile.mkdtemp(dir=os.getcwd())
+        try:
+            is_written = _train(group, job, rank, scratch, checkpoint if job in resumed else None)
+        except (UserError, WeightedGradientError) as error:
+            ray.get(group.status.update.remote(job.arm.output, refused=str(error)))
+        else:
+            if not is_written:
+                return
+        finally:
+            for name in os.listdir(scratch):
+                if name != STATE:  # Ray may still be uploading a checkpoint, and deletes it afterwards
+                    shutil.rmtree(os.path.join(scratch, name), ignore_errors=True)
+        forget_training()
 
 
-def _train(job: TrainingJob, rank: int, scratch: str) -> None:
-    base = local_model(job.base_model, job.model.revision)
-    callback = _Callback(job)
+def _train(group: JobGroup, job: TrainingJob, rank: int, scratch: str, checkpoint: ray.train.Checkpoint | None) -> bool:
+    """Train one job and write its model; False on every rank when it cannot be written."""
+    run, arm = group.run, job.arm
+    base = local_model(arm.base_model, job.model.revision)
+    callback = _Callback(group, job, scratch)
     trainer = make_trainer(
-        _read_rows(job),
+        _read_rows(run, job),
         job.plan,
         weight_N=job.weight_N,
         model_path=base,
         dtype=job.model.dtype,
         trust_remote_code=job.model.trust_remote_code,
-        training=job.training,
-        seed=job.seed,
-        output_dir=job.run.path(job.state) if job.run.is_local else os.path.join(scratch, STATE),
-        deepspeed=deepspeed_config(job.training),
+        training=arm.training,
+        seed=arm.seed,
+        output_dir=run.path(group.state) if run.is_local else os.path.join(scratch, STATE),
+        tensorboard_dir=_trackers_directory(run, arm, scratch),
+        checkpoint_suffix=job.checkpoint_suffix,
+        deepspeed=deepspeed_config(arm.training),
         callbacks=[callback],
     )
     callback.trainer = trainer
-    if job.reference and rank == 0 and not job.run.exists(job.reference):
-        job.run.write_table(trainer.positions.rows.select_columns(list(REFERENCE_COLUMNS)).data.table, job.reference)
-    checkpoint = ray.train.get_checkpoint()
+    if job.reference and rank == 0 and not run.exists(job.reference):
+        run.write_table(trainer.positions.rows.select_columns(list(REFERENCE_COLUMNS)).data.table, job.reference)
     if checkpoint is None:
         trainer.train()
     else:
         with checkpoint.as_directory() as directory:
-            check_settings(job, directory)
+            check_settings(group, job, directory)
             trainer.train(resume_from_checkpoint=directory)
-    try:
-        _export(job, trainer, base, scratch)
-    except UserError:
-        raise
-    except Exception as error:
-        logger.exception("export")
-        raise UserError(
-            f"the model is trained but cannot be written ({type(error).__name__}: {str(error)[:300]}); fix the cause and run "
-            "the same command: it resumes from the last checkpoint"
-        ) from None
+    state, error = gathered_state(trainer, arm.training), ""
+    if rank == 0:
+        try:
+            _export(group, job, trainer, state, base, scratch)
+        except UserError as failure:
+            ray.get(group.status.update.remote(arm.output, refused=str(failure)))
+        except Exception as failure:
+            logger.exception("export")
+            error = (
+                f"the model is trained but cannot be written ({type(failure).__name__}: {str(failure)[:300]}); fix the cause "
+                "and run the same command: it resumes from the last checkpoint"
+            )
+            ray.get(group.status.update.remote(arm.output, not_exported=error))
+    return not trainer.accelerator.reduce(torch.tensor(float(bool(error)), device=trainer.args.device), "sum").item()
+
+
+def forget_training() -> None:
+    """Undo what a training leaves in its process: accelerate's, transformers' and wandb's state, and the memory it held."""
+    unset_hf_deepspeed_config()
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.finish()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
@@ -118,16 +159,22 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
 class _Callback(TrainerCallback):
     """Checks the weighted gradient before the first step, sends the log to the driver, and reports checkpoints to Ray."""
 
-    def __init__(self, job: TrainingJob) -> None:
-        self.job = job
+    def __init__(self, group: JobGroup, job: TrainingJob, scratch: str) -> None:
+        self.group, self.job, self.scratch = group, job, scratch
         self.trainer: WeightedTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
+        padding_free = settle_padding(self.trainer)
         check = check_weighted_gradient(self.trainer)
         if state.is_world_process_zero:
             # The figure alone: the actor would have to import torch and TRL to know the class.
-            self.job.status.update.remote(gradient_error=check.distance, weight_error=check.weight_error)
+            self.group.status.update.remote(
+                self.job.arm.output,
+                gradient_error=check.distance,
+                weight_error=check.weight_error,
+                is_padded=self.job.arm.training.padding_free and not padding_free,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -137,21 +184,22 @@ class _Callback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
-            loss = self.job.training.loss
+            training = self.job.arm.training
             raise UserError(
                 f"the loss is {logs['loss']} and the gradient norm {logs.get('grad_norm')} at step {state.global_step}: "
-                f"lower training.{loss}.learning_rate={self.job.training.learning_rate:g}, or use model.dtype=bfloat16"
+                f"lower training.{training.loss}.learning_rate={training.learning_rate:g}, or use model.dtype=bfloat16"
             )
         if state.is_world_process_zero:
-            self.job.status.add.remote({"step": state.global_step, **logs})
+            self.group.status.add.remote(self.job.arm.output, {"step": state.global_step, **logs})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        directory = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+        assert self.trainer is not None
+        directory = self.trainer.checkpoint_directory
         if state.is_world_process_zero:
             with open(os.path.join(directory, SETTINGS), "w") as file:
-                json.dump(settings_of(self.job.training), file)
-            _upload_trackers(self.job, args.output_dir)
-        in_place = self.job.run.is_local
+                json.dump(settings_of(self.job.arm.training), file)
+            _upload_trackers(self.group.run, self.job.arm, self.scratch)
+        in_place = self.group.run.is_local
         ray.train.report(
             {"step": state.global_step},
             checkpoint=ray.train.Checkpoint.from_directory(directory),
@@ -172,36 +220,41 @@ def settings_of(training: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def check_settings(job: TrainingJob, directory: str) -> None:
+def check_settings(group: JobGroup, job: TrainingJob, directory: str) -> None:
     """UserError when a checkpoint was written with other values of `settings_of`."""
     with open(os.path.join(directory, SETTINGS)) as file:
         saved = json.load(file)
-    changed = {name: value for name, value in settings_of(job.training).items() if saved.get(name) != value}
+    changed = {name: value for name, value in settings_of(job.arm.training).items() if saved.get(name) != value}
     if changed:
         now = ", ".join(f"{name}={value}" for name, value in changed.items())
         then = " ".join(f"--set {name}={saved.get(name)}" for name in changed)
         raise UserError(
-            f"the checkpoint in {job.run.uri_of(job.state)} was written with other settings than {now}, and its shards do not "
+            f"the checkpoint in {group.run.uri_of(group.state)} was written with other settings than {now}, and its shards do not "
             f"fit: resume with {then}, or start this training again with --restart-from train"
         )
 
 
-def _read_rows(job: TrainingJob) -> pa.Table:
-    rows = job.run.read_table(job.tokens)
+def _read_rows(run: RunDirectory, job: TrainingJob) -> pa.Table:
+    rows = run.read_table(job.tokens)
     # Asked once for all ranks: another arm may write it between two ranks' looks, and those that lack it compute it together.
-    if broadcast_from_rank_zero(job.reference is not None and job.run.exists(job.reference)):
+    if broadcast_from_rank_zero(job.reference is not None and run.exists(job.reference)):
         assert job.reference is not None
-        reference = job.run.read_table(job.reference)
+        reference = run.read_table(job.reference)
         for name in REFERENCE_COLUMNS:
             rows = rows.append_column(name, reference[name])
     return rows
 
 
-def _upload_trackers(job: TrainingJob, output_dir: str | None) -> None:
-    """Copy TensorBoard's files from this node into the run directory, beside the checkpoints, where a local run has them."""
-    written = os.path.join(os.path.dirname(output_dir or ""), "tensorboard")
-    if not job.run.is_local and os.path.isdir(written):
-        job.run.upload(written, os.path.dirname(job.state), "tensorboard")
+def _trackers_directory(run: RunDirectory, arm: ArmTraining, scratch: str) -> str:
+    """Where TensorBoard writes on this node: into the run directory if that is local."""
+    return run.path(arm.directory, TENSORBOARD) if run.is_local else os.path.join(scratch, TENSORBOARD)
+
+
+def _upload_trackers(run: RunDirectory, arm: ArmTraining, scratch: str) -> None:
+    """Copy TensorBoard's files from this node into the run directory, where a local run has them."""
+    written = _trackers_directory(run, arm, scratch)
+    if not run.is_local and os.path.isdir(written):
+        run.upload(written, arm.directory, TENSORBOARD)
 
 
 def set_up_deepspeed(use_gpu: bool) -> None:
@@ -221,22 +274,22 @@ def gathered_state(trainer: WeightedTrainer, training: TrainingConfig) -> Mappin
     return trainer.model_wrapped.module.state_dict()
 
 
-def _export(job: TrainingJob, trainer: WeightedTrainer, base: str, scratch: str) -> None:
-    """Write the model directory, with the adapter in it, on rank 0 and report the log and the digest."""
-    state = gathered_state(trainer, job.training)
-    if ray.train.get_context().get_world_rank() != 0:
-        return
-    target = job.run.path(job.output) if job.run.is_local else os.path.join(scratch, "model")
+def _export(
+    group: JobGroup, job: TrainingJob, trainer: WeightedTrainer, state: Mapping[str, Any], base: str, scratch: str
+) -> None:
+    """Write the model directory, with the adapter in it, and report the log and the digest."""
+    run, arm = group.run, job.arm
+    target = run.path(arm.output) if run.is_local else os.path.join(scratch, "model")
     model, adapter = trainer.model, os.path.join(scratch, "adapter")
-    if job.training.lora is not None:
+    if arm.training.lora is not None:
         model = merge_adapter(trainer.model, state, base, adapter, job.model.trust_remote_code)
         state = model.state_dict()
     digest = write_model(model, state, base, target, job.model.dtype)
-    if job.training.lora is not None:
+    if arm.training.lora is not None:
         shutil.copytree(adapter, os.path.join(target, "adapter"))
-    if not job.run.is_local:
-        job.run.delete(job.output)
-        job.run.upload(target, job.output)
-    _upload_trackers(job, trainer.args.output_dir)
+    if not run.is_local:
+        run.delete(arm.output)
+        run.upload(target, arm.output)
+    _upload_trackers(run, arm, scratch)
     log = [row for row in trainer.state.log_history if "loss" in row]  # whole, also after a resume
-    ray.get(job.status.update.remote(log=log, digest=digest, left_out=left_out(base, target)))
+    ray.get(group.status.update.remote(arm.output, log=log, digest=digest))

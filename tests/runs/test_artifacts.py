@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from east_ray.records import UserError
-from east_ray.runs.artifacts import Artifact, Step, restart_from, run_steps
+from east_ray.runs.artifacts import Artifact, Incomplete, Step, restart_from, run_steps
 from east_ray.runs.directory import RunDirectory
 
 
@@ -172,3 +173,31 @@ def test_work_stopped_in_the_middle_keeps_the_artifacts_it_had_finished(tmp_path
 
     Step("train", artifacts, rest).run(lambda: None)
     assert again == ["round-00/arms/b", "round-00/arms/c"]
+
+
+def test_what_needs_an_artifact_that_cannot_be_made_is_left_out_and_the_rest_is_done(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    models = [Artifact(run, f"round-00/arms/{name}/training") for name in ("a", "b")]
+    evaluations = [
+        Artifact(run, f"round-00/arms/{name}/evaluation", inputs={"model": model})
+        for name, model in zip(("a", "b"), models, strict=True)
+    ]
+    evaluated: list[str] = []
+
+    def evaluate(pending: Sequence[Artifact]) -> Iterator[dict]:
+        for artifact in pending:
+            evaluated.append(artifact.directory)
+            yield {"accuracy": 0.5}
+
+    def train(pending: Sequence[Artifact]) -> Iterator[Any]:
+        yield from (UserError("train a: the loss is nan") if "/a/" in a.directory else {"steps": 1} for a in pending)
+
+    steps = [Step("train", models, train), Step("evaluate", evaluations, evaluate)]
+    with pytest.raises(Incomplete, match=r"^train a: the loss is nan; the rest is done$"):
+        run_steps(steps, lambda: None)
+    assert evaluated == ["round-00/arms/b/evaluation"]
+    assert [artifact.is_finished for artifact in (*models, *evaluations)] == [False, True, False, True]
+
+    alone = Step("train", models[:1], train)
+    with pytest.raises(UserError, match=r"^train a: the loss is nan$"):
+        run_steps([alone, Step("evaluate", evaluations[:1], evaluate)], lambda: None)

@@ -16,24 +16,32 @@ import psutil
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
 from east_ray.runs.directory import RunDirectory
-from east_ray.training.driver import TrainingSummary, train
+from east_ray.training.driver import TrainingSummary, train_arms
+from east_ray.training.job import ArmTraining
 from tests.support.training_rows import MODEL
 
 UNSTEADY = {"tokens_per_second", "num_tokens"}
 
 
-def start(run: RunDirectory, training: TrainingConfig, output: str) -> TrainingSummary:
-    return train(
-        run,
-        examples=f"examples/{training.loss}.parquet",
-        weight_column="weight",
-        base_model=str(MODEL),
-        output=f"{output}/model",
-        training=training,
-        model=ModelConfig(path=str(MODEL), dtype="float32"),
-        seed=0,
-        title=output,
+def arm(training: TrainingConfig, output: str, seed: int = 0) -> ArmTraining:
+    return ArmTraining(
+        f"examples/{training.loss}.parquet", "weight", str(MODEL), f"{output}/model", training, seed, title=output
     )
+
+
+def start_all(run: RunDirectory, arms: list[ArmTraining]) -> list[TrainingSummary | Exception]:
+    """Train these arms with one set of workers."""
+    ended: dict[int, TrainingSummary | Exception] = {}
+    model = ModelConfig(path=str(MODEL), dtype="float32")
+    train_arms(run, arms, model=model, state=f"{arms[0].directory}/state", done=ended.__setitem__)
+    return [ended[number] for number in range(len(arms))]
+
+
+def start(run: RunDirectory, training: TrainingConfig, output: str) -> TrainingSummary:
+    (ended,) = start_all(run, [arm(training, output)])
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
 
 
 class Killer(logging.Handler):

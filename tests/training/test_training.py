@@ -19,23 +19,18 @@ from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
 from east_ray.records import QUESTIONS, UserError
 from east_ray.runs.directory import RunDirectory
-from east_ray.training.export import left_out, read_tensors, weights_digest, write_model
+from east_ray.training.driver import TrainingSummary
+from east_ray.training.export import judge_base, read_tensors, weights_digest, write_model
+from east_ray.training.job import ArmTraining
 from east_ray.training.model_card import write_model_card
 from east_ray.training.tokens import PreparedExamples, prepare_examples
-from tests.support.training_kills import assert_same_training, start, train_with_kills
+from tests.support.training_kills import arm, assert_same_training, start, start_all, train_with_kills
 from tests.support.training_rows import MODEL, config, examples
 
 
 def prepare(run: RunDirectory, training: TrainingConfig, column: str | None = "weight") -> PreparedExamples:
-    return prepare_examples(
-        run,
-        examples="examples/x.parquet",
-        weight_column=column,
-        questions="questions/train.parquet",
-        base_model=str(MODEL),
-        training=training,
-        model=ModelConfig(path=str(MODEL)),
-    )
+    arm = ArmTraining("examples/x.parquet", column, str(MODEL), "arm/model", training, seed=0, title="arm")
+    return prepare_examples(run, arm, questions="questions/train.parquet", model=ModelConfig(path=str(MODEL)))
 
 
 def test_imported_examples_become_the_sampled_prompt_the_completion_and_one_end_of_sequence(run: RunDirectory) -> None:
@@ -159,16 +154,39 @@ ODDITIES = [
 @pytest.mark.parametrize("oddity", ODDITIES)
 def test_a_base_with_more_than_its_class_writes_is_exported_without_it(oddity: str, tmp_path: Path) -> None:
     dropped = odd_base(tmp_path / "base", oddity)
+    assert judge_base(str(tmp_path / "base"), False) == dropped  # known before anything is trained
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     target = tmp_path / "model"
     write_model(model, model.state_dict(), str(tmp_path / "base"), str(target), "float32")
-    assert left_out(str(tmp_path / "base"), str(target)) == dropped
     assert {name for name, _ in read_tensors(str(target))} == {name for name, _ in read_tensors(str(MODEL))}
     generation = (target / "generation_config.json").read_bytes()
     assert generation == (tmp_path / "base" / "generation_config.json").read_bytes()
     loaded = AutoModelForCausalLM.from_pretrained(target)
     for (name, mine), theirs in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs.to(mine.dtype)), name
+
+
+def test_a_different_output_head_of_a_tied_model_is_kept(tmp_path: Path) -> None:
+    """transformers and vLLM load it, so it is trained and written as well."""
+    shutil.copytree(MODEL, tmp_path / "base")
+    tensors = load_file(MODEL / "model.safetensors")
+    tensors["lm_head.weight"] = 2 * tensors["model.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    assert judge_base(str(tmp_path / "base"), False) == []
+
+
+@pytest.mark.parametrize("wrong", ["missing", "smaller"])
+def test_a_base_without_some_of_its_tensors_is_refused_before_it_is_trained(wrong: str, tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "base")
+    tensors = load_file(MODEL / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    if wrong == "smaller":
+        tensors["model.norm.weight"] = norm[:-1].clone()
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"has no model\.norm\.weight .* trained from random values; give a complete model"
+    ):
+        judge_base(str(tmp_path / "base"), False)
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
@@ -186,13 +204,12 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused_with_the_way_back(
     from east_ray.training.worker import SETTINGS, check_settings, settings_of
 
     (tmp_path / SETTINGS).write_text(json.dumps(settings_of(config("sft", workers=2, zero_stage=3))))
-    job: Any = SimpleNamespace(
-        run=RunDirectory(str(tmp_path)), state="training/state", training=config("sft", workers=2, zero_stage=3)
-    )
-    check_settings(job, str(tmp_path))
-    job.training = config("sft", workers=1, zero_stage=3)
+    group: Any = SimpleNamespace(run=RunDirectory(str(tmp_path)), state="training/state")
+    job: Any = SimpleNamespace(arm=arm(config("sft", workers=2, zero_stage=3), "arm"))
+    check_settings(group, job, str(tmp_path))
+    job.arm = arm(config("sft", workers=1, zero_stage=3), "arm")
     with pytest.raises(UserError, match=r"--set training\.workers=2, or start .* --restart-from train"):
-        check_settings(job, str(tmp_path))
+        check_settings(group, job, str(tmp_path))
 
 
 def test_an_error_in_export_ends_the_command_in_one_sentence_and_repeats_no_training(
@@ -233,3 +250,27 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_model(run: RunDirectory,
     card = ModelCard.load(model / "README.md")
     assert "| test questions | 1000 | 40.3% | 37.3 to 43.4% |" in card.text
     assert [result.metric_value for result in card.data.eval_results] == [40.3]  # what the hub shows
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.timeout(900)
+def test_arms_that_share_workers_end_in_the_models_of_a_set_of_workers_each(
+    workers: int, run: RunDirectory, ray_session: None
+) -> None:
+    """Arms of two losses, one with an adapter and another seed, and one that cannot be trained; byte for byte."""
+    for loss in ("sft", "dpo"):
+        run.write_table(examples(loss, 24), f"examples/{loss}.parquet")
+    common: dict[str, Any] = {"workers": workers, "micro_batch_size": 2, "checkpoint_steps": 2}
+    dpo = config("dpo", **common, lora={"rank": 4, "dropout": 0.1})
+    hot = config("sft", **common, sft={"learning_rate": 1e30})
+    alone = [start_all(run, [arm(config("sft", **common), "sft")])[0], start_all(run, [arm(dpo, "dpo", 1)])[0]]
+    together = [arm(hot, "hot"), arm(config("sft", **common), "shared-sft"), arm(dpo, "shared-dpo", 1)]
+    refused, *shared = start_all(run, together)
+    assert isinstance(refused, UserError)
+    assert str(refused).startswith("hot: the loss is")
+    for mine, apart in zip(shared, alone, strict=True):
+        assert isinstance(mine, TrainingSummary), mine
+        assert isinstance(apart, TrainingSummary), apart
+        assert mine.digest == apart.digest
+        assert mine.loss == apart.loss
+    assert run.list("shared-sft", "training") == run.list("sft", "training") == ["log.jsonl"]

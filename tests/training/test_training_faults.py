@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from east_ray.runs.directory import RunDirectory
+from east_ray.runs.directory import RunDirectory, fingerprint
 from east_ray.training.export import weights_digest
 from tests.support.ray_processes import ENVIRONMENT
 from tests.support.small_run import ARM, write_config
@@ -58,7 +58,7 @@ DRIVER = """
     import ray
     from tests.support.training_kills import start
     from tests.support.training_rows import config
-    from east_ray.runs.directory import RunDirectory
+    from east_ray.runs.directory import RunDirectory, fingerprint
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300 << 20)
     training = config("dpo", workers=2, micro_batch_size=2, epochs=4, checkpoint_steps=3)
@@ -95,7 +95,8 @@ def test_a_killed_driver_run_again_ends_in_the_same_model(kept: RunDirectory, tm
     assert drive(kept, "undisturbed", log).wait() == 0, log.read_text()
     for step in (3, 18):  # a checkpoint of the first life, and one of the second
         process = drive(kept, "disturbed", log)
-        while not kept.exists("disturbed", "training", "state", f"checkpoint-{step}"):
+        name = f"checkpoint-{step}-{fingerprint('disturbed/model')[:8]}"
+        while not kept.exists("disturbed", "training", "state", name):
             assert process.poll() is None, f"ended before it could be killed: {log.read_text()}"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
