@@ -154,7 +154,7 @@ def _perturbed(base: str, target: Path) -> Path:
 
 
 def probe_trainings(config: Config, scratch: Path) -> Iterator[Finding]:
-    """One step in the config's type and one in float32, as a worker takes it: under DeepSpeed, without Ray."""
+    """Two steps in the config's type and in float32, as a worker takes them: under DeepSpeed, without Ray."""
     settings = {"config": config.model_dump(mode="json"), "scratch": str(scratch)}
     results = {
         dtype: _child("training", {**settings, "dtype": dtype}, scratch)
@@ -177,6 +177,13 @@ def probe_trainings(config: Config, scratch: Path) -> Iterator[Finding]:
             "weights in float32 where they meet the gradient",
             result["multiplier"],
             "weights are rounded, by up to 0.4%: report this with your versions",
+        )
+        yield _finding(
+            f"resuming, {dtype}",
+            result["resumed"],
+            "the second of two steps, taken again from the first's checkpoint, ends in the same weights bit for bit",
+            "so" if result["resumed"] else "other weights",
+            "a training that was killed ends in another model than an undisturbed one: install the pinned versions",
         )
 
 

@@ -1,4 +1,4 @@
-"""The probes' child processes: one engine, or one training step, each reporting what it found.
+"""The probes' child processes: one engine, or one short training, each reporting what it found.
 
 `python -m east_ray.preflight.probe_children NAME SETTINGS`, with a JSON file of settings. What breaks here must not take
 the doctor with it.
@@ -63,9 +63,13 @@ def run_engine(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_training(settings: dict[str, Any]) -> dict[str, Any]:
-    """In a child: one SFT step on a few of the bundled questions; the gradient check's figure and the weights' type."""
+    """In a child: two SFT steps on a few questions, and the second again from the first's checkpoint.
+
+    Returns the gradient check's figure, the weights' type, and whether both ways end in the same model.
+    """
     import numpy as np
     import pyarrow as pa
+    import torch
     from transformers import TrainerCallback
 
     from east_ray.models import load_tokenizer, local_model
@@ -73,7 +77,7 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
     from east_ray.training.gradient_check import check_weighted_gradient
     from east_ray.training.tokens import lengths, tokenise_examples
     from east_ray.training.trainers import make_trainer
-    from east_ray.training.worker import deepspeed_config, set_up_deepspeed
+    from east_ray.training.worker import deepspeed_config, forget_training, gathered_state, set_up_deepspeed
 
     config = from_dict(settings["config"], "the doctor")
     changes = {
@@ -81,7 +85,8 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
         "batch_size": 4,
         "micro_batch_size": 2,
         "workers": 1,
-        "max_steps": 1,
+        "max_steps": 2,
+        "checkpoint_steps": 1,
         "report_to": ("none",),
     }
     training = config.training.model_copy(update=changes)
@@ -106,7 +111,7 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
         table["question_id"].to_pylist(),
         loss="sft",
         epochs=1,
-        max_steps=1,
+        max_steps=2,
         batch_size=4,
         micro_batch_size=2,
         normalization=training.normalization,
@@ -116,27 +121,38 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     class Check(TrainerCallback):
+        trainer: Any = None
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            found["distance"] = check_weighted_gradient(trainer).distance
+            found.setdefault("distance", check_weighted_gradient(self.trainer).distance)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            found["multiplier"] = str(trainer.scale_B.dtype)
-            control.should_save = False
+            found["multiplier"] = str(self.trainer.scale_B.dtype)
+            control.should_save = state.global_step == 1
 
-    trainer = make_trainer(
-        rows,
-        plan,
-        weight_N=weight_N,
-        model_path=local_model(config.model.path, config.model.revision),
-        dtype=settings["dtype"],
-        trust_remote_code=config.model.trust_remote_code,
-        training=training,
-        seed=0,
-        output_dir=os.path.join(settings["scratch"], settings["dtype"]),
-        deepspeed=deepspeed_config(training),
-        callbacks=[Check()],
-    )
-    trainer.train()
+    output = os.path.join(settings["scratch"], settings["dtype"])
+    ends: list[dict[str, torch.Tensor]] = []
+    for checkpoint in (None, os.path.join(output, "checkpoint-1")):
+        check = Check()
+        check.trainer = trainer = make_trainer(
+            rows,
+            plan,
+            weight_N=weight_N,
+            model_path=local_model(config.model.path, config.model.revision),
+            dtype=settings["dtype"],
+            trust_remote_code=config.model.trust_remote_code,
+            training=training,
+            seed=0,
+            output_dir=output,
+            deepspeed=deepspeed_config(training),
+            callbacks=[check],
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        ends.append({name: tensor.cpu().clone() for name, tensor in gathered_state(trainer, training).items()})
+        del trainer, check
+        forget_training()
+    whole, resumed = ends
+    found["resumed"] = all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     return found
 
 

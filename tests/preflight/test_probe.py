@@ -16,7 +16,7 @@ CONFIG = from_dict({"model": {"path": str(probe.TINY / "model")}, "questions": {
 SAMPLED = [["a", "b"], ["c", "d"]]
 ENGINE = {"kept": 4, "together": SAMPLED, "alone": SAMPLED, "exchanged": [["x", "y"], ["z", "w"]]}
 FRESH = {"together": [["x", "y"], ["z", "w"]]}
-TRAINED = {"distance": 2e-6, "multiplier": "torch.float32"}
+TRAINED = {"distance": 2e-6, "multiplier": "torch.float32", "resumed": True}
 
 
 def statuses(findings: Any) -> dict[str, str]:
@@ -71,6 +71,7 @@ def test_engines_that_differ_are_found(
         (TRAINED, TRAINED, set()),
         ({**TRAINED, "multiplier": "torch.bfloat16"}, TRAINED, {"multipliers, bfloat16"}),
         (TRAINED, {**TRAINED, "distance": 1e-3}, {"weights, float32"}),
+        ({**TRAINED, "resumed": False}, TRAINED, {"resuming, bfloat16"}),
         (TRAINED, {"error": "no NCCL"}, {"training"}),
     ],
 )
