@@ -2,8 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--device cuda] [--steps 40]
     OMP_NUM_THREADS=1 python benchmarks/training.py --identity
+    OMP_NUM_THREADS=1 python benchmarks/training.py --throughput ../shared/data [--losses sft dpo kto]
+    OMP_NUM_THREADS=1 python benchmarks/training.py --sweep 12
 
-The second prints how far weighted gradients are from explicit weighted losses (tests/support/oracles.py), in float32.
+The first computes padded rows, as TRL does. The second prints how far weighted gradients are from explicit weighted losses
+(tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths, against TRL's own trainers. The fourth trains so many SFT arms of the
+bundled model with one set of workers, against a set for each, in wall time.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
@@ -11,7 +15,11 @@ Process time on a CPU, device time on a GPU; medians of steps taken in turns, so
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,13 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from east_ray.training import trainers
+from east_ray.training.batches import TrainingPlan, plan_training
 from east_ray.training.gradient_check import check_weighted_gradient
-from tests.support.training_rows import MODEL, config, distance, explicit_gradient, one_step, planned
+from east_ray.training.inputs import PlannedDataset
+from east_ray.training.tokens import lengths
+from tests.support.training_rows import MODEL, config, distance, examples, explicit_gradient, one_step, planned
 from tests.training.test_trainers_deepspeed import CASES, NAMES, measured, run_cases
 
 SIZES = {
@@ -43,7 +56,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="timed micro-batches of each trainer")
     parser.add_argument("--losses", nargs="+", default=["sft", "dpo", "kto"])
     parser.add_argument("--identity", action="store_true")
+    parser.add_argument("--throughput", type=Path, metavar="DATA", help="folder with responses/")
+    parser.add_argument("--peak", choices=["stock", "ours"], help="print the peak memory of one kind's steps, GiB")
+    parser.add_argument("--sweep", type=int, metavar="ARMS")
+    parser.add_argument(
+        "--alone", type=int, default=5, help="arms of the sweep that are also trained by workers of their own"
+    )
     arguments = parser.parse_args()
+    if arguments.sweep:
+        shared, alone = sweep(arguments.sweep, arguments.alone)
+        print(
+            f"{arguments.sweep} arms: {shared:.0f} s with one set of workers, {alone:.0f} s with a set each: {shared / alone:.2f}"
+        )
+        return
+    if arguments.throughput:
+        print("loss   TRL examples/s   ours   ratio      peak memory: TRL    ours, GiB")
+        for loss in arguments.losses:
+            if arguments.peak:
+                print(peak_memory(loss, arguments.peak, arguments.throughput))
+                continue
+            t = throughput(loss, arguments.throughput)
+            peaks = [peak_in_a_process(loss, kind, arguments.throughput) for kind in ("stock", "ours")]
+            print(
+                f"{loss:<5} {t['stock']:>14.2f} {t['ours']:>8.2f} {t['ours'] / t['stock']:>6.2f} x {peaks[0]:>18.2f} "
+                f"{peaks[1]:>8.2f}",
+                flush=True,
+            )
+        return
     if arguments.identity:
         identity()
         return
@@ -96,22 +135,47 @@ class Cost:
 def measure(
     loss: str, local_weight: str, model: str, scratch: str, device: str, steps: int, clock: Callable[[], float]
 ) -> Cost:
-    training = config(loss, local_weight=local_weight, use_gpu=device == "cuda", batch_size=16, micro_batch_size=4)
-    rows, plan, weights = planned(loss, 64, training)
-    dtype = "float32" if device == "cpu" else "bfloat16"
+    training = config(
+        loss,
+        local_weight=local_weight,
+        use_gpu=device == "cuda",
+        batch_size=16,
+        micro_batch_size=4,
+        padding_free=False,
+    )
+    ours, stock = both_trainers(*planned(loss, 64, training), training, model, scratch, device)
+    times: dict[str, list[float]] = {"ours": [], "stock": []}
+    ready = clock()
+    check_weighted_gradient(ours)
+    check = clock() - ready
+    for step in range(-3, steps):
+        for name, trainer in (("ours", ours), ("stock", stock)):
+            seconds = micro_batch(trainer, ours.positions, (step % 4) * 4, loss, clock)
+            if step >= 0:
+                times[name].append(seconds)
+            trainer.model.zero_grad()
+    median = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    share = check / (100 * training.gradient_accumulation_steps * median["stock"] / 1000)
+    return Cost(median["stock"], median["ours"], 1000 * check, share)
+
+
+def both_trainers(
+    rows: pa.Table, plan: TrainingPlan, weights: np.ndarray, training: Any, model: str, scratch: str, device: str
+) -> tuple[Any, Any]:
+    """Ours, and TRL's own trainer on the same rows with the same settings."""
     ours = trainers.make_trainer(
         rows,
         plan,
         weight_N=weights,
         model_path=model,
-        dtype=dtype,
+        dtype="float32" if device == "cpu" else "bfloat16",
         trust_remote_code=False,
         training=training,
         seed=0,
         output_dir=scratch,
         deepspeed=None,
     )
-    stock_class = next(base for base in type(ours).__mro__ if base.__name__ == f"{loss.upper()}Trainer")
+    stock_class = next(base for base in type(ours).__mro__ if base.__name__ == f"{training.loss.upper()}Trainer")
     untokenised = {"_prepare_dataset": lambda _self, dataset, *_, **__: dataset}
     stock = type("Stock", (stock_class,), untokenised)(
         model=model,
@@ -121,26 +185,126 @@ def measure(
     )
     for trainer in (ours, stock):
         trainer.model.to(device)
-        trainer.current_gradient_accumulation_steps = 4
+        trainer.current_gradient_accumulation_steps = training.gradient_accumulation_steps
+    return ours, stock
 
-    times: dict[str, list[float]] = {"ours": [], "stock": []}
-    ready = clock()
-    check_weighted_gradient(ours)
-    check = clock() - ready
-    for step in range(-3, steps):
-        first = (step % 4) * 4
-        items = [ours.positions[p] for p in range(first, first + 4)]
-        for name, trainer in (("ours", ours), ("stock", stock)):
-            batch = trainer.data_collator([dict(item) for item in items])
-            tokens = torch.tensor(100) if loss == "sft" else None
-            start = clock()
-            trainer.training_step(trainer.model, batch, tokens)
-            if step >= 0:
-                times[name].append(clock() - start)
-            trainer.model.zero_grad()
-    median = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    share = check / (100 * training.gradient_accumulation_steps * median["stock"] / 1000)
-    return Cost(median["stock"], median["ours"], 1000 * check, share)
+
+def micro_batch(trainer: Any, positions: PlannedDataset, first: int, loss: str, clock: Callable[[], float]) -> float:
+    """Seconds of one forward and backward pass over the micro-batch that begins at a position."""
+    items = [dict(positions[p]) for p in range(first, first + positions.plan.micro_batch_size)]
+    batch = trainer.data_collator(items)
+    tokens = torch.tensor(100) if loss == "sft" else None
+    start = clock()
+    trainer.training_step(trainer.model, batch, tokens)
+    return clock() - start
+
+
+def sweep(arms: int, alone: int) -> tuple[float, float]:
+    """Seconds for all arms with one set of workers, and with a set each, of which only `alone` are trained (their median)."""
+    from east_ray.config.sections import ModelConfig
+    from east_ray.runs.cluster import start_ray
+    from east_ray.runs.directory import RunDirectory
+    from east_ray.training.driver import train_arms
+    from east_ray.training.job import ArmTraining
+
+    start_ray()
+    training = config("sft", batch_size=16, micro_batch_size=8, epochs=3, sft={"learning_rate": 2e-5})
+    with tempfile.TemporaryDirectory() as directory:
+        run = RunDirectory(directory)
+        run.write_table(examples("sft", 480), "examples/sft.parquet")
+
+        def train(*names: str) -> float:
+            """Seconds of arms with as many seeds."""
+            asked = [
+                ArmTraining("examples/sft.parquet", "weight", str(MODEL), f"{name}/model", training, seed, name)
+                for seed, name in enumerate(names)
+            ]
+            failed: list[Any] = []
+            start = time.monotonic()
+            train_arms(
+                run,
+                asked,
+                model=ModelConfig(path=str(MODEL)),
+                state=f"{names[0]}/training/state",
+                done=lambda _, outcome: failed.append(outcome) if isinstance(outcome, Exception) else None,
+            )
+            assert not failed, failed
+            return time.monotonic() - start
+
+        train("warm")
+        single = statistics.median(train(f"alone-{i}") for i in range(alone))
+        return train(*(f"arm-{i}" for i in range(arms))), arms * single
+
+
+TOKENS_PER_CHARACTER = 0.3  # of Llama-3's tokenizer on GSM8K
+TEMPLATE_TOKENS = 60  # of Llama-3's chat template with the paper's instruction
+THROUGHPUT_STEPS = 2
+
+
+def throughput(loss: str, data: Path) -> dict[str, float]:
+    """Examples a second of process time, over the micro-batches of two optimizer steps in turns; batch 16, micro-batch 4."""
+    with tempfile.TemporaryDirectory() as scratch:
+        kinds = real_lengths(loss, data, scratch)
+        seconds = dict.fromkeys(kinds, 0.0)
+        for turn in range(-1, 4 * THROUGHPUT_STEPS):
+            for name, (trainer, positions) in kinds.items():
+                taken = micro_batch(trainer, positions, max(turn, 0) * 4, loss, process_clock)
+                seconds[name] += taken if turn >= 0 else 0
+                if turn % 4 == 3:
+                    trainer.optimizer.zero_grad()
+    return {name: 16 * THROUGHPUT_STEPS / taken for name, taken in seconds.items()}
+
+
+def peak_in_a_process(loss: str, kind: str, data: Path) -> float:
+    command = [sys.executable, __file__, "--throughput", str(data), "--losses", loss, "--peak", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak_memory(loss: str, kind: str, data: Path) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer, positions = real_lengths(loss, data, scratch)[kind]
+        for first in range(0, 16 * THROUGHPUT_STEPS, 4):
+            micro_batch(trainer, positions, first, loss, process_clock)
+        trainer.optimizer.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def real_lengths(loss: str, data: Path, scratch: str) -> dict[str, tuple[Any, Any]]:
+    """Both trainers, each with its examples in the order that it would train them in, of a random 12M Llama whose head has the 1B's share of the weights, on rows as long as GSM8K's."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 6, "num_attention_heads": 10}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=7680, pad_token_id=0, num_key_value_heads=5, tie_word_embeddings=True, **shape)
+    )
+    path = f"{scratch}/model"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    training = config(loss, batch_size=16, micro_batch_size=4, warmup_ratio=0.1, max_grad_norm=1.0)
+    rng, rows = np.random.default_rng(0), []
+    with gzip.open(data / "responses" / "responses_gsm8k_pooled.jsonl.gz", "rt") as lines:
+        for line in lines:
+            row = json.loads(line)
+            good, bad = rng.choice(row["responses"], size=2, replace=False)
+            counts = {"prompt_ids": TEMPLATE_TOKENS + TOKENS_PER_CHARACTER * len(row["question"])}
+            for name, text in zip(NAMES_OF_IDS[loss], (good, bad), strict=False):
+                counts[name] = 1 + TOKENS_PER_CHARACTER * len(text)
+            ids = {name: rng.integers(10, 7680, int(count)).tolist() for name, count in counts.items()}
+            rows.append({"question_id": row["id"], **ids, **({"label": len(rows) % 2 == 0} if loss == "kto" else {})})
+            if len(rows) == 16 * THROUGHPUT_STEPS:
+                break
+    table = pa.Table.from_pylist(rows)
+    settings: dict[str, Any] = {"loss": loss, "epochs": 1, "max_steps": -1, "batch_size": 16, "micro_batch_size": 4}
+    settings |= {"normalization": "token", "granularity": "example", "seed": 0}
+    ones, tokens, ids = np.ones(len(rows)), np.array(lengths(table, loss)[1]), [row["question_id"] for row in rows]
+    level, drawn = (plan_training(ones, tokens, ids, **settings, local_weight=kind) for kind in ("none", "perplexity"))
+    ours, stock = both_trainers(table, level, ones, training, path, scratch, "cpu")
+    for trainer in (ours, stock):
+        trainer.create_optimizer()
+    return {"stock": (stock, PlannedDataset(table, drawn, ones, loss)), "ours": (ours, ours.positions)}
+
+
+NAMES_OF_IDS = {"sft": ["completion_ids"], "dpo": ["chosen_ids", "rejected_ids"], "kto": ["completion_ids"]}
 
 
 def random_model(size: str, scratch: str) -> str:
