@@ -61,8 +61,8 @@ def train_worker(group: JobGroup) -> None:
     for job in [*resumed, *(job for job in group.jobs if job not in resumed)]:
         if job.arm.output in ended:
             continue
-        if rank == 0:
-            ray.get(group.status.update.remote(job.arm.output))  # the driver shows the job, and blames it for what follows
+        if rank == 0:  # the driver shows the job, and blames it for what follows
+            ray.get(group.status.update.remote(job.arm.output))
         scratch = tempfile.mkdtemp(dir=os.getcwd())
         try:
             is_written = _train(group, job, rank, scratch, checkpoint if job in resumed else None)
