@@ -7,7 +7,6 @@ here in seconds, instead of after days in the accuracy.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,10 @@ import torch
 
 from east_ray.training.trainers import WeightedTrainer
 
-logger = logging.getLogger(__name__)
-
 # Accepted distance of the two gradients, by the type the model computes in, relative to the root of the summed squares of
 # the examples' own gradients. Rounding stays far below; a wrong, lost or swapped weight is an order of magnitude above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 WEIGHT_TOLERANCE = 1e-6  # of multipliers and reference log-probabilities, which must arrive in float32
-# Mean distance of a token's log-probability with and without padding: rounding stays below, another row's tokens do not.
-PADDING_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 COMPLETION_TOKENS = 32  # per example: enough to tell weights apart, and little memory
 
 
@@ -79,43 +74,6 @@ def check_weighted_gradient(trainer: WeightedTrainer) -> GradientCheck:
             "this transformers or TRL computes its loss another way; install the versions in pyproject.toml"
         )
     return GradientCheck(gradient, loss, weight, tolerance, names)
-
-
-def settle_padding(trainer: WeightedTrainer) -> bool:
-    """Switch padding-free passes off where they give other log-probabilities than padded ones; True when they stay on.
-
-    For models with windows, states or terms that `padding_free` does not know. On this rank's first micro-batch, without a
-    gradient; all ranks must call it and decide alike.
-    """
-    if not any(switch.enabled for switch in trainer.padding_free):
-        return False
-    plan = trainer.positions.plan
-    first = trainer.accelerator.process_index * plan.micro_batch_size
-    mine = [trainer.positions[first + i] for i in range(plan.micro_batch_size)]
-    inputs = trainer._prepare_inputs(trainer.data_collator(mine))
-    was_training = trainer.model.training
-    trainer.model.eval()
-    per_token, problem = [], ""
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        for enabled in (False, True):
-            for switch in trainer.padding_free:
-                switch.enabled = enabled
-            try:
-                per_token.append(_policy_output(trainer, inputs).log_probs.float())
-            except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-                if not enabled:
-                    raise
-                problem = str(error)
-    trainer.model.train(was_training)
-    tokens = (_labels(inputs)[:, 1:] != -100).sum().clamp_min(1)
-    gap = (per_token[0] - per_token[1]).abs().sum() / tokens if not problem else per_token[0].new_tensor(float("inf"))
-    worst = trainer.accelerator.gather(gap[None]).max().item()
-    agrees = worst <= PADDING_TOLERANCES[trainer.model.dtype]
-    if not agrees:
-        logger.warning("rows stay padded: without padding log-probabilities differ by %.2g (%s)", worst, problem)
-    for switch in trainer.padding_free:
-        switch.enabled = agrees
-    return agrees
 
 
 def _probes(trainer: WeightedTrainer) -> list[tuple[str, torch.nn.Parameter]]:
@@ -204,17 +162,14 @@ def _labels(inputs: dict[str, Any], prefix: str = "") -> torch.Tensor:
 def _policy_logps(trainer: WeightedTrainer, inputs: dict[str, Any]) -> torch.Tensor:
     """Summed log-probability of each row under the policy, with its gradient and without weights."""
     trainer.multiplier_B = None
-    return _policy_output(trainer, inputs).log_probs.sum(dim=1)
-
-
-def _policy_output(trainer: WeightedTrainer, inputs: dict[str, Any]) -> Any:
-    return trainer.model(
+    output = trainer.model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         labels=_labels(inputs),
         use_cache=False,
         fused_lm_head=True,
     )
+    return output.log_probs.sum(dim=1)
 
 
 def _flat(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 model sees the rows' tokens one after another, as one sequence in which every row attends only to itself.
 
 A prompt that a chosen and a rejected completion have in common is computed once, and the output head sees only the
-positions whose next token is trained on. Where a model cannot be run this way (`gradient_check`), rows stay padded.
+positions whose next token is trained on. Its first pass is made both ways; where they differ, rows stay padded.
 
 Suffixes: R rows, T their padded length, N tokens of all rows, L labelled ones.
 """
@@ -10,6 +10,7 @@ Suffixes: R rows, T their padded length, N tokens of all rows, L labelled ones.
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -20,8 +21,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import sdpa_mask
 
+logger = logging.getLogger(__name__)
+
 BY_ROW = "sdpa_by_row"  # our name among transformers' attention functions
 REPLACED = "sdpa"  # the only one that we know how to replace
+ROWS = ("input_ids", "attention_mask", "labels")
+# Mean distance of a token's log-probability with and without padding: rounding stays below, another row's tokens do not.
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,15 @@ def lay_out(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch
 
 
 class PaddingFree:
-    """Replaces the forward pass of a model that TRL has given its fused head; `enabled` switches it."""
+    """Replaces the forward pass of a model that TRL has given its fused head.
+
+    The first pass settles whether it is `enabled`: models with states, or attention of their own, give other
+    log-probabilities without padding. All ranks must make it, and decide alike.
+    """
 
     def __init__(self, model: Any, pairs: bool) -> None:
         self.pairs, self.enabled = pairs, model.config._attn_implementation == REPLACED
+        self._model, self._is_settled = model, False
         self._labelled_L: torch.Tensor | None = None
         if not self.enabled:
             return
@@ -117,14 +128,40 @@ class PaddingFree:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.enabled and kwargs.get("fused_lm_head")):
             return self._fused(*args, **kwargs)
-        rows = {name: kwargs[name] for name in ("input_ids", "attention_mask", "labels")}
-        layout = lay_out(**rows, pairs=self.pairs)
-        if layout is None:
+        layout = lay_out(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], pairs=self.pairs)
+        if not self._is_settled:
+            self._settle(layout, *args, **kwargs)
+        if layout is None or not self.enabled:
             return self._fused(*args, **kwargs)
+        return self._without_padding(layout, **kwargs)
+
+    def _settle(self, layout: Layout | None, *args: Any, **kwargs: Any) -> None:
+        """Compare this pass with and without padding, without a gradient or dropout; the worst rank decides."""
+        was_training = self._model.training
+        self._model.eval()
+        gap, problem = 0.0, ""
+        with torch.no_grad():
+            padded = self._fused(*args, **kwargs)
+            try:
+                free = self._fused(*args, **kwargs) if layout is None else self._without_padding(layout, **kwargs)
+                gap = float((padded.log_probs - free.log_probs).abs().sum() / padded.label_mask.sum().clamp_min(1))
+            except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+                gap, problem = float("inf"), f" ({error})"
+        self._model.train(was_training)
+        state = torch.tensor([gap, float(layout is not None)], device=padded.log_probs.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+        worst, has_compared = state.tolist()
+        self._is_settled = bool(has_compared)
+        if not worst <= TOLERANCES[self._model.dtype]:
+            self.enabled = False
+            logger.warning("rows stay padded: without padding log-probabilities are %.2g away%s", worst, problem)
+
+    def _without_padding(self, layout: Layout, **kwargs: Any) -> Any:
         self._labelled_L = layout.labelled_L
         try:
             output = self._fused(
-                **{name: value for name, value in kwargs.items() if name not in rows},
+                **{name: value for name, value in kwargs.items() if name not in ROWS},
                 input_ids=layout.ids_N[None],
                 position_ids=layout.position_N[None],
                 attention_mask=layout.ids_N.new_ones((1, 1, 1, 1)),  # four dimensions: transformers leaves it alone

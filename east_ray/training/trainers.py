@@ -158,18 +158,29 @@ class WeightedTrainer(_BaseTrainer):
         self.scale_B = self.policy_R = self.reference_R = torch.empty(0)
         self._weighted_loss = torch.zeros(())
         self._logged = (0, time.monotonic())
+        self._wants_padding_free, self._are_models_prepared = padding_free, False
+        self.padding_free: list[PaddingFree] = []
         super().__init__(args=args, train_dataset=positions.rows, **kwargs)
         positions.rows = self.train_dataset  # DPO may have added reference log-probabilities
         self.train_dataset = self.positions = positions
         self.collate_rows: Callable[[list[dict[str, Any]]], dict[str, Any]] = self.data_collator
         self.data_collator = self._collate
-        if local_weight == "wpo":
+        self._prepare_models()
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                model.register_forward_hook(self._on_forward)
+
+    def _prepare_models(self) -> None:
+        """Give the models the outputs and the passes without padding that are asked for; DPO's reference may come first."""
+        if self._are_models_prepared:
+            return
+        self._are_models_prepared = True
+        if self.local_weight == "wpo":
             patched: Any = _bare(self.model)
             add_fused_lm_head(patched, outputs=("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs"))
-        models = [model for model in (self.model, self.ref_model) if model is not None]
-        self.padding_free = [PaddingFree(_bare(model), positions.loss == "dpo") for model in models if padding_free]
-        for model in models:
-            model.register_forward_hook(self._on_forward)
+        if self._wants_padding_free:
+            models = [model for model in (self.model, self.ref_model) if model is not None]
+            self.padding_free = [PaddingFree(_bare(model), isinstance(self, DPOTrainer)) for model in models]
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """Leave the rows alone: they are token ids already."""
@@ -309,6 +320,7 @@ class WeightedDPOTrainer(WeightedTrainer, DPOTrainer):
         if set(names) <= set(dataset.column_names):
             return dataset
         restore_buffers(self.model)
+        self._prepare_models()
         model = prepare_deepspeed(self.model, self.accelerator) if self.is_deepspeed_enabled else self.model
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         blocks = []

@@ -36,7 +36,7 @@ from east_ray.models import local_model
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
 from east_ray.training.export import merge_adapter, write_model
-from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient, settle_padding
+from east_ray.training.gradient_check import WeightedGradientError, check_weighted_gradient
 from east_ray.training.job import ArmTraining, JobGroup, TrainingJob
 from east_ray.training.trainers import WeightedTrainer, make_trainer
 
@@ -165,7 +165,6 @@ class _Callback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
-        padding_free = settle_padding(self.trainer)
         check = check_weighted_gradient(self.trainer)
         if state.is_world_process_zero:
             # The figure alone: the actor would have to import torch and TRL to know the class.
@@ -173,7 +172,7 @@ class _Callback(TrainerCallback):
                 self.job.arm.output,
                 gradient_error=check.distance,
                 weight_error=check.weight_error,
-                is_padded=self.job.arm.training.padding_free and not padding_free,
+                is_padded=not all(switch.enabled for switch in self.trainer.padding_free),
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
