@@ -61,7 +61,7 @@ class Directory:
 
     def path(self, *parts: str) -> str:
         """Absolute path on `filesystem` of a file or directory in it."""
-        return "/".join([self.root, *parts])
+        return "/".join([self.root, *filter(None, parts)])
 
     def uri_of(self, *parts: str) -> str:
         """The same as an address, to print or to open as a Directory; a store's options stay after the `?`."""
