@@ -7,10 +7,10 @@ renews it is alive, and one that is not renewed any more, because its holder was
 
 from __future__ import annotations
 
-import _thread
 import fcntl
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -72,7 +72,8 @@ def _leased(run: RunDirectory) -> Iterator[None]:
             try:
                 if (other := _read(run)) and other["holder"] != mine["holder"]:
                     taken_by.update(other)
-                    _thread.interrupt_main()
+                    # A signal, which also ends a wait; `_thread.interrupt_main` is heard only after it.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 _write(run, mine)
             except UserError as error:  # the steps find out for themselves whether the store is away for good
