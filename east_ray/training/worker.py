@@ -281,6 +281,7 @@ def _export(
     target = run.path(arm.output) if run.is_local else os.path.join(scratch, "model")
     model, adapter = trainer.model, os.path.join(scratch, "adapter")
     if arm.training.lora is not None:
+        trainer.model.peft_config["default"].base_model_name_or_path = arm.base_model  # not this machine's copy of it
         model = merge_adapter(trainer.model, state, base, adapter, job.model.trust_remote_code)
         state = model.state_dict()
     digest = write_model(model, state, base, target, job.model.dtype)

@@ -274,3 +274,4 @@ def test_arms_that_share_workers_end_in_the_models_of_a_set_of_workers_each(
         assert mine.digest == apart.digest
         assert mine.loss == apart.loss
     assert run.list("shared-sft", "training") == run.list("sft", "training") == ["log.jsonl"]
+    assert run.read_json("shared-dpo/model/adapter/adapter_config.json")["base_model_name_or_path"] == str(MODEL)
