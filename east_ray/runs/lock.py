@@ -31,6 +31,7 @@ LEASE = "lease.json"
 RENEWAL_SECONDS = 15.0
 LAPSE_SECONDS = 60.0  # a lease that was not renewed for so long, as seen by one who watches it, is nobody's
 STALE_SECONDS = 600.0  # the same by the clocks of two machines, which may differ
+INTERRUPT = signal.SIGUSR1  # ends a wait, as `_thread.interrupt_main` does not; SIGINT is ignored below a shell's `&`
 SETTLING_SECONDS = 1.0  # two that take a free lease at the same time both see who wrote last after this
 
 
@@ -66,14 +67,16 @@ def _leased(run: RunDirectory) -> Iterator[None]:
     mine = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": os.getpid()}
     _take(run, mine)
     ended, taken_by = threading.Event(), dict[str, Any]()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(INTERRUPT, signal.default_int_handler) if in_main_thread else None
 
     def renew() -> None:
         while not ended.wait(RENEWAL_SECONDS):
             try:
                 if (other := _read(run)) and other["holder"] != mine["holder"]:
                     taken_by.update(other)
-                    # A signal, which also ends a wait; `_thread.interrupt_main` is heard only after it.
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    if in_main_thread:
+                        signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
                     return
                 _write(run, mine)
             except UserError as error:  # the steps find out for themselves whether the store is away for good
@@ -90,6 +93,8 @@ def _leased(run: RunDirectory) -> Iterator[None]:
     finally:
         ended.set()
         renewer.join()
+        if in_main_thread:
+            signal.signal(INTERRUPT, before)
         if not taken_by:
             run.delete_file(LEASE)
 

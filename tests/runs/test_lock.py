@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -83,12 +84,21 @@ def test_a_command_whose_lease_another_has_taken_stops(run: RunDirectory) -> Non
 
 
 def test_of_two_that_take_a_free_lease_at_once_one_goes_on(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "SETTLING_SECONDS", 1.0)
-    both, outcomes = threading.Barrier(2), []
+    monkeypatch.setattr(lock, "SETTLING_SECONDS", 2.0)
+    both, outcomes, read = threading.Barrier(2), [], lock._read
+    looked = threading.local()
+
+    def look(run: RunDirectory) -> dict[str, Any] | None:
+        """Both find the lease free before either writes."""
+        lease = read(run)
+        if not hasattr(looked, "once"):
+            looked.once = both.wait()
+        return lease
+
+    monkeypatch.setattr(lock, "_read", look)
 
     def command() -> None:
         mine = {"holder": uuid.uuid4().hex, "host": "here", "process": 1}
-        both.wait()
         try:
             lock._take(run, mine)
             outcomes.append("went on")
