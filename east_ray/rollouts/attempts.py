@@ -1,7 +1,7 @@
 """What the engines of one pool report: which shards they began, and the starts that failed.
 
-An actor on the driver's node, so that the record outlives every engine. A shard, or a question, whose engines die again
-and again is told by it from one whose machines were taken away; an engine that cannot start learns whether to try again.
+An actor on the driver's node, so that the record outlives every engine. It tells a shard or a question that kills its
+engines from one whose machines were taken away, and an engine that cannot start whether to try again.
 """
 
 from __future__ import annotations
@@ -86,6 +86,6 @@ class Attempts:
                 record.node = None
 
     def news(self) -> tuple[bool, list[str]]:
-        """Has any shard been begun? And what was not told before."""
+        """Has any shard been begun? And what no call has returned before."""
         news, self._news = self._news, []
         return bool(self._shards), news

@@ -52,7 +52,7 @@ class LiveLine:
 @contextmanager
 def live_line(title: str, questions: int, news: Callable[[], tuple[bool, list[str]]]) -> Iterator[LiveLine]:
     """Show the sums of finished shards while the block runs, and every few seconds what `news` gives: whether anything has
-    begun (a warning when it has not after PATIENCE_SECONDS) and sentences that were not told before.
+    begun (a warning when it has not after PATIENCE_SECONDS) and sentences that no call has returned before.
     """
     ended = threading.Event()
 
