@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from east_ray.answers.extraction import continues, extract_answer
 from east_ray.answers.grading import Grader
 from east_ray.records import CORRECT, INCORRECT
-
-
-@pytest.fixture(scope="module")
-def grader() -> Iterator[Grader]:
-    with Grader() as grader:
-        yield grader
-
 
 EQUAL = {
     "short sentences": [
