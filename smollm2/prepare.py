@@ -104,7 +104,7 @@ def check_engines(model: Path, count: int) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     prompts = Prompts(tokenizer, QuestionsConfig(train="-"))
-    asked = [prompts.token_ids(prompts.text(problem.question)) for problem in make_splits()[0]["train"][:count]]
+    asked = [prompts.token_ids(prompts.text(problem.question)) for problem in make_splits()["train"][:count]]
     pairs = zip(_with_transformers(model, asked), _with_vllm(model, asked), strict=True)
     differing = [i for i, (ours, theirs) in enumerate(pairs) if ours != theirs]
     if differing:

@@ -1,7 +1,7 @@
 """Train the shipped LoRA adapter: SmolLM2-135M-Instruct on worked word problems, seeded; an hour or so of two CPU cores.
 
 `python -m smollm2.warm_up MODEL DIRECTORY` writes `step-N/` every 25 steps. Not needed to use the adapter in
-`smollm2/adapter/`, which is step 175 of the default 250. The rendered prompt is the application's own default, so the model
+`smollm2/adapter/`, which is step 200 of its 250. The rendered prompt is the application's own default, so the model
 is warmed up on what it will be asked. It stops well before the model is good at the problems: self-training needs something
 left to learn.
 """
@@ -22,21 +22,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from east_ray.config.sections import QuestionsConfig
 from east_ray.questions.prompts import Prompts
-from smollm2.word_problems import make_splits, warm_up_examples
+from smollm2.word_problems import WARM_UP, warm_up_examples
 
 logger = logging.getLogger(__name__)
 
 RANK, ALPHA = 8, 16
 BATCH_SIZE, LEARNING_RATE, RISE, SEED = 8, 5e-4, 10, 1
+STEPS = WARM_UP // BATCH_SIZE
 WINDOW = 16  # batches whose examples are sorted by length together, so that hardly anything is padded
 EVERY = 25
 
 
-def batches(tokenizer: Any, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield `steps` pairs of token ids and a mask of the completions' tokens, [batch, length], padded on the right."""
+def batches(tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield STEPS pairs of token ids and a mask of the completions' tokens, [batch, length], padded on the right."""
     prompts = Prompts(tokenizer, QuestionsConfig(train="unused"))
     examples = []
-    for question, solution in warm_up_examples(steps * BATCH_SIZE, make_splits()[1]):
+    for question, solution in warm_up_examples():
         prompt = prompts.token_ids(prompts.text(question))
         examples.append((prompt, tokenizer.encode(solution + tokenizer.eos_token, add_special_tokens=False)))
     rng = random.Random(SEED)
@@ -67,7 +68,7 @@ def loss_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(base.lm_head(hidden).float(), ids[:, 1:][mask[:, 1:]])
 
 
-def warm_up(model_path: str, output: Path, steps: int) -> None:
+def warm_up(model_path: str, output: Path) -> None:
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
@@ -77,7 +78,7 @@ def warm_up(model_path: str, output: Path, steps: int) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
     started = time.monotonic()
-    for step, (ids, mask) in enumerate(batches(tokenizer, steps), start=1):
+    for step, (ids, mask) in enumerate(batches(tokenizer), start=1):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(step / RISE, 1.0)
         with torch.autocast("cpu", torch.bfloat16):
@@ -89,12 +90,12 @@ def warm_up(model_path: str, output: Path, steps: int) -> None:
         logger.info(
             "step %d/%d  loss %.3f  %d tokens  %.0f s",
             step,
-            steps,
+            STEPS,
             loss.item(),
             ids.numel(),
             time.monotonic() - started,
         )
-        if step % EVERY == 0 or step == steps:
+        if step % EVERY == 0 or step == STEPS:
             save(model, output / f"step-{step}")
 
 
@@ -112,12 +113,11 @@ def main() -> None:
         "model", help="the converted model, as `python -m smollm2.prepare` leaves it in smollm2/built/base"
     )
     parser.add_argument("output", type=Path, help="directory for the checkpoints")
-    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    warm_up(arguments.model, arguments.output, arguments.steps)
+    warm_up(arguments.model, arguments.output)
 
 
 if __name__ == "__main__":

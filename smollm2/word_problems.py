@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SEED = 0
-LEVELS = (1, 2, 3, 4)
+LEVELS = (1, 2, 3, 4)  # of the warm-up
+ASKED = (1, 2, 1, 3, 2, 1, 4, 2)  # in both splits: the warmed-up model is sure of one step and lost in four
 RANGES = {"small": 10, "medium": 30, "large": 90}  # the largest number of a question; factors are smaller
 LARGEST_FACTOR = {"small": 5, "medium": 9, "large": 12}
 LARGEST_TOTAL = 2000
 IN_ONE_LINE = 0.5  # of the solutions of two steps and more
 SPLITS = {"test": 1000, "train": 400}
+WARM_UP = 2000
 
 SHE = ("Ana", "Maya", "Priya", "Lena", "Grace", "Zoe", "Fatima", "Chloe", "Mrs. Lopez", "Hannah", "Yuki", "Nora")
 HE = ("Tom", "Omar", "Liam", "Diego", "Mr. Chen", "Jonas", "Kofi", "Peter", "Ravi", "Sam", "Ethan", "Mr. Hill")
@@ -357,27 +359,34 @@ def _tell_story(rng: random.Random, level: int) -> Problem | None:
     return Problem(text, story.total, level, story.scale, tuple(story.working), story.expression)
 
 
-def make_problems(rng: random.Random, count: int, taken: set[str]) -> list[Problem]:
+def make_problems(rng: random.Random, count: int, levels: Sequence[int], taken: set[str]) -> list[Problem]:
     """`count` problems, levels in turn, none of whose questions is in `taken`; theirs are added to it."""
     problems: list[Problem] = []
     while len(problems) < count:
-        problem = make_problem(rng, LEVELS[len(problems) % len(LEVELS)])
+        problem = make_problem(rng, levels[len(problems) % len(levels)])
         if problem.question not in taken:
             taken.add(problem.question)
             problems.append(problem)
     return problems
 
 
-def make_splits(seed: int = SEED) -> tuple[dict[str, list[Problem]], set[str]]:
-    """The test and training problems, and their questions, which the warm-up must not use."""
-    rng, taken = random.Random(seed), set[str]()
-    return {split: make_problems(rng, count, taken) for split, count in SPLITS.items()}, taken
+def warm_up_examples(seed: int = SEED + 1) -> list[tuple[str, str]]:
+    """Questions, each with a worked solution in one of the two manners."""
+    rng = random.Random(seed)
+    problems = make_problems(rng, WARM_UP, LEVELS, set())
+    return [(p.question, p.solution(in_one_line=p.level > 1 and rng.random() < IN_ONE_LINE)) for p in problems]
+
+
+def make_splits(seed: int = SEED) -> dict[str, list[Problem]]:
+    """The test and training problems, none of which the warm-up has seen."""
+    rng, taken = random.Random(seed), {question for question, _ in warm_up_examples()}
+    return {split: make_problems(rng, count, ASKED, taken) for split, count in SPLITS.items()}
 
 
 def write_questions(directory: Path) -> None:
     """train.jsonl and test.jsonl with the columns of the bundled questions."""
     directory.mkdir(parents=True, exist_ok=True)
-    for split, problems in make_splits()[0].items():
+    for split, problems in make_splits().items():
         rows = [
             {
                 "id": f"word-problem-{split}-{index:05d}",
@@ -390,13 +399,6 @@ def write_questions(directory: Path) -> None:
             for index, problem in enumerate(problems)
         ]
         (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def warm_up_examples(count: int, taken: set[str], seed: int = SEED + 1) -> Sequence[tuple[str, str]]:
-    """Questions that are in neither split, each with a worked solution in one of the two manners."""
-    rng = random.Random(seed)
-    problems = make_problems(rng, count, set(taken))
-    return [(p.question, p.solution(in_one_line=p.level > 1 and rng.random() < IN_ONE_LINE)) for p in problems]
 
 
 if __name__ == "__main__":
