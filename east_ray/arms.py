@@ -99,12 +99,13 @@ def _paper_arms_of_seed(config: Config, seed: int) -> Iterator[Arm]:
     for loss in wanted.losses:
         rounds = wanted.rounds if loss == "sft" else 1
         yield arm(f"{loss}-vanilla", rounds, training__loss=loss, weighting__exponent=0.0)
-        yield arm(f"{loss}-lw-w", training__loss=loss, weighting__exponent=0.0, training__local_weight="wpo")
-        yield arm(f"{loss}-lw-p", training__loss=loss, weighting__exponent=0.0, training__local_weight="perplexity")
+        if wanted.local_weights:
+            yield arm(f"{loss}-lw-w", training__loss=loss, weighting__exponent=0.0, training__local_weight="wpo")
+            yield arm(f"{loss}-lw-p", training__loss=loss, weighting__exponent=0.0, training__local_weight="perplexity")
         yield arm(f"{loss}-east", rounds, training__loss=loss, weighting__exponent=east)
     for exponent in (a for a in wanted.exponents if a not in (0, east)):
         yield arm(f"sft-entropy-a{exponent:g}", training__loss="sft", weighting__exponent=exponent)
-    for measure in ("inaccuracy", "dominant_wrong"):
+    for measure in wanted.measures:
         for exponent in wanted.ablation_exponents:
             yield arm(
                 f"sft-{measure}-a{exponent:g}",

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from east_ray.config.sections import (
     EvaluationConfig,
     GradingConfig,
+    Measure,
     ModelConfig,
     QuestionsConfig,
     SamplingConfig,
@@ -78,6 +79,10 @@ class ReproduceConfig(Section):
     ablation_exponents: tuple[float, ...] = Field(
         default=(0.5, 1, 1.5), description="Exponents over which Figure 5 averages each measure (4.3)."
     )
+    measures: tuple[Measure, ...] = Field(
+        default=("inaccuracy", "dominant_wrong"), description="Measures of Figure 5 beside entropy."
+    )
+    local_weights: bool = Field(default=True, description="Table 1's baselines LW(W) and LW(P).")
     rounds: int = Field(default=3, ge=1, description="Rounds of Figure 4, for vanilla and EAST (4.2).")
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="Training seeds; every arm is trained once per seed."

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from east_ray.arms import sweep_arms
+from east_ray.arms import paper_arms, sweep_arms
 from east_ray.config.load import Arm, Config, from_dict, load
 from east_ray.records import UserError
 
@@ -173,3 +173,9 @@ def test_a_sweep_makes_an_arm_of_every_combination_named_by_what_it_sets() -> No
         sweep_arms(from_dict(MINIMAL, "test"))
     with pytest.raises(UserError, match="arms share samples"):
         sweep_arms(from_dict(MINIMAL | {"sweep": {"sampling.num_samples": [1, 2]}}, "test"))
+
+
+def test_a_reproduction_leaves_out_what_its_config_does_not_want() -> None:
+    wanted = {"losses": ["sft", "dpo"], "exponents": [], "ablation_exponents": [1], "measures": ["inaccuracy"]}
+    arms = paper_arms(from_dict(MINIMAL | {"reproduce": wanted | {"local_weights": False}}, "test")).arms
+    assert [arm.name for arm in arms] == ["sft-vanilla", "sft-east", "dpo-vanilla", "dpo-east", "sft-inaccuracy-a1"]
