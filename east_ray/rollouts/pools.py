@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import ray.data
 
 REQUESTS_IN_FLIGHT = 2048  # completions queued at an engine: twice vLLM's largest default batch
+SHARDS_IN_FLIGHT = 128  # at one engine, each a thread: thousands starve the engine's own
 RELEASE_SECONDS = 10.0
 
 
@@ -178,7 +179,8 @@ def grader_pool(
 def _shards_in_flight(sampling: SamplingConfig, num_shards: int, max_engines: int) -> int:
     """Shards an engine works on at once: enough to fill its batch, at least two, at most its share of all shards."""
     per_shard = sampling.questions_per_shard * sampling.num_samples
-    return min(max(2, -(-REQUESTS_IN_FLIGHT // per_shard)), max(2, -(-num_shards // max_engines)))
+    wanted = min(-(-REQUESTS_IN_FLIGHT // per_shard), -(-num_shards // max_engines), SHARDS_IN_FLIGHT)
+    return max(2, wanted)
 
 
 def _too_many_failed(spec: RolloutSpec, failed: int) -> str:

@@ -213,3 +213,10 @@ def test_token_ids_are_stored_as_whole_numbers_which_compress_better_than_a_dict
     columns = [group.column(i) for i in range(group.num_columns)]
     in_dictionary = {c.path_in_schema.split(".")[0] for c in columns if c.has_dictionary_page}
     assert in_dictionary == set(SAMPLES.names) - {"completion_ids"}
+
+
+def test_an_engine_never_works_on_more_than_128_shards_at_once() -> None:
+    """Each is a thread of its actor: two thousand of them starved everything else on a machine."""
+    greedy_one_by_one = SamplingConfig(num_samples=1, questions_per_shard=1)
+    assert _shards_in_flight(greedy_one_by_one, 100_000, 1) == 128
+    assert _shards_in_flight(SamplingConfig(num_samples=1, questions_per_shard=32), 1_000, 1) == 64
