@@ -15,34 +15,47 @@ from scipy import optimize, special, stats
 # Two seeds then cover 93.7 to 98.2%, whatever their spread; 0.5 covers 91.2 to 97.3%, 1 covers 95.1 to 99.2%.
 SEED_NOISE = 0.8
 NEGLIGIBLE = 1e-15  # a chance that changes no printed figure
+HALF_NORMAL = -special.ndtri((np.arange(200) + 0.5) / 400)  # its quantiles: how far apart two seeds may come
 
 
 @dataclass(frozen=True)
 class SeedMean:
     """A mean over seeds and questions: its standard error over both, and the degrees of freedom of that.
 
-    `between` is for two seeds, which often look alike by chance: see `mean_over_seeds`.
+    `by_seed` and `residual` are variances of two seeds, which often look alike by chance: see `mean_over_seeds`.
     """
 
     mean: float
     standard_error: float
     freedom: float
-    between: float = 0.0
+    by_seed: float = 0.0
+    residual: float = 0.0
 
     def half_width(self, confidence: float) -> float:
         """Half of the interval around the mean."""
         return self._above((1 - confidence) / 2)
 
     def detectable(self, confidence: float, power: float) -> float:
-        """The smallest mean found to differ from 0, at this confidence, with probability `power`."""
-        return self.half_width(confidence) + self._above(1 - power)
+        """The smallest mean found to differ from 0, at this confidence, with probability `power`.
+
+        The interval of two seeds hangs on how far apart they happen to come, so the chance is over that distance; its
+        variance is taken half from what they show and half from what chance alone explains.
+        """
+        if not self.residual:
+            return self.half_width(confidence) + self._above(1 - power)
+        expected = (self.by_seed + self.residual) / 2
+        within, between = stats.t.isf((1 - confidence) / 2, [self.freedom, 1])
+        halves = np.hypot(within * self.standard_error, between * self._between(expected * HALF_NORMAL**2))
+        spread = math.hypot(self.standard_error, math.sqrt(max(expected - self.residual, 0.0)))
+        most = halves.max() + 10 * spread
+        return float(optimize.brentq(lambda mean: stats.norm.cdf((mean - halves) / spread).mean() - power, 0.0, most))  # type: ignore[arg-type]
 
     def p_value(self) -> float:
         """Two-sided, that the mean is 0: 1 - the largest confidence whose interval leaves out 0."""
         if not self.standard_error:
             return 1.0 if self.mean == 0 else 0.0
         p = float(2 * stats.t.sf(abs(self.mean) / self.standard_error, self.freedom))
-        if not self.between:
+        if not self._between(self.by_seed):
             return p
         most, excess = math.log(0.5), lambda log_tail: self._above(math.exp(log_tail)) - abs(self.mean)
         return 2 * math.exp(optimize.brentq(excess, math.log(max(p / 2, 1e-100)), most)) if p < 1 else p  # type: ignore[arg-type]
@@ -54,7 +67,11 @@ class SeedMean:
     def parts(self, tail: float) -> tuple[float, float]:
         """The same, without what is between two seeds; and that alone."""
         within, between = stats.t.isf(tail, [self.freedom, 1])
-        return float(within) * self.standard_error, float(between) * self.between
+        return float(within) * self.standard_error, float(between) * float(self._between(self.by_seed))
+
+    def _between(self, by_seed: float | np.ndarray) -> np.ndarray:
+        """The standard error that two seeds add, whose means vary by so much."""
+        return np.sqrt(np.maximum(by_seed - (1 - SEED_NOISE) * self.residual, 0.0))
 
 
 def mean_over_seeds(values_S_Q: np.ndarray) -> SeedMean:
@@ -75,8 +92,7 @@ def mean_over_seeds(values_S_Q: np.ndarray) -> SeedMean:
     residual = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + mean
     shared = float((residual**2).sum()) / ((num_seeds - 1) * (num_questions - 1)) / values.size
     if num_seeds == 2:
-        between = max(by_seed - (1 - SEED_NOISE) * shared, 0.0)
-        return SeedMean(mean, math.sqrt(by_question), num_questions - 1, math.sqrt(between))
+        return SeedMean(mean, math.sqrt(by_question), num_questions - 1, by_seed, shared)
     variance = max(by_question + by_seed - shared, by_question, by_seed)
     errors = by_question**2 / (num_questions - 1) + by_seed**2 / (num_seeds - 1)
     return SeedMean(mean, math.sqrt(variance), max(variance**2 / errors, 1.0) if errors else 1.0)
