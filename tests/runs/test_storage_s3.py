@@ -198,8 +198,8 @@ def test_a_model_written_anew_is_copied_anew(s3_uri: str, cache: Path, tmp_path:
     assert (Path(second) / "model.safetensors").read_bytes() == b"22"
 
 
-def test_processes_that_ask_for_a_copy_at_the_same_time_all_get_a_whole_one(
-    s3_uri: str, cache: Path, tmp_path: Path
+def test_processes_that_ask_for_a_copy_at_the_same_time_get_a_whole_one_that_was_fetched_once(
+    server: S3Server, s3_uri: str, cache: Path, tmp_path: Path
 ) -> None:
     model = make_model(tmp_path / "saved", weight=b"1" * (20 << 20))
     RunDirectory(s3_uri).upload(str(model), "model")
@@ -208,10 +208,19 @@ def test_processes_that_ask_for_a_copy_at_the_same_time_all_get_a_whole_one(
         from east_ray.runs.storage import Directory
         print(Directory(sys.argv[1]).local_copy("model"))
     """
-    answers = [p.communicate()[0].strip() for p in [start(script, s3_uri) for _ in range(3)]]
-    assert len(set(answers)) == 1
-    assert contents(Path(answers[0])) == contents(model)
-    assert [path.name for path in (cache / "copies").iterdir()] == [Path(answers[0]).name]
+    requests = []
+    for processes in (1, 1, 3):
+        server.clear()
+        answers = [p.communicate()[0].strip() for p in [start(script, s3_uri) for _ in range(processes)]]
+        requests.append(server.requests["GET"])
+        assert len(set(answers)) == 1
+        assert contents(Path(answers[0])) == contents(model)
+        assert [path.name for path in (cache / "copies").iterdir()] == [Path(answers[0]).name]
+        if len(requests) == 2:
+            shutil.rmtree(answers[0])
+    fetching, asking = requests[:2]
+    assert fetching > asking
+    assert requests[2] == fetching + 2 * asking
 
 
 def test_questions_or_a_model_changed_on_the_store_have_another_fingerprint(s3_uri: str, tmp_path: Path) -> None:
@@ -226,22 +235,33 @@ def test_questions_or_a_model_changed_on_the_store_have_another_fingerprint(s3_u
     assert not set(before) & {fingerprint_source(run.uri_of(name)) for name in names}
 
 
-def test_old_copies_make_room_and_recent_ones_stay(
+def test_copies_that_no_process_reads_make_room_and_one_that_a_process_reads_stays(
     s3_uri: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDirectory(s3_uri)
-    copies = []
-    for name in ("old", "recent", "new"):
+    """As in a sweep of LoRA arms: an engine reads one merged model after another, and the disk has room for two."""
+    run, copies = RunDirectory(s3_uri), cache / "copies"
+    for name in ("base", "one", "two", "three"):
         run.upload(str(make_model(tmp_path / name, weight=name.encode())), name)
-        if name != "new":
-            copies.append(Path(run.local_copy(name)))
-    long_ago = copies[0].stat().st_mtime - 2 * storage.IN_USE_SECONDS
-    os.utime(copies[0], (long_ago, long_ago))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * (not copies[0].exists())))
-    with pytest.raises(UserError, match=rf"new needs .* set {storage.CACHE_VARIABLE}"):
-        run.local_copy("new")
-    assert not copies[0].exists()
-    assert copies[1].exists()
+    script = """
+        import sys, time
+        from east_ray.runs.storage import Directory
+        print(Directory(sys.argv[1]).local_copy("base"), flush=True)
+        time.sleep(600)
+    """
+    trainer = start(script, s3_uri)
+    assert trainer.stdout is not None
+    base = Path(trainer.stdout.readline().strip())
+    (copies / ".begun").mkdir()  # by a process that was killed
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * (len(list(copies.iterdir())) < 3)))
+    for name in ("one", "two"):
+        copy = Path(run.local_copy(name))
+        assert set(copies.iterdir()) == {base, copy}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=rf"three needs .* set {storage.CACHE_VARIABLE}"):
+        run.local_copy("three")
+    assert list(copies.iterdir()) == [base]
+    trainer.kill()
+    trainer.wait()
 
 
 def test_local_directories_and_hub_names_need_no_copy(tmp_path: Path) -> None:
