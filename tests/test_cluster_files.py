@@ -24,6 +24,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.event_logger import AutoscalerEventLogger
@@ -201,10 +202,18 @@ def test_nodes_install_exactly_the_gpu_constraints_and_ask_for_the_token(name: s
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
 def test_no_mounted_file_makes_docker_create_a_directory_that_only_root_can_write(name: str) -> None:
-    config = read(name)
-    assert {str(Path(target).parent) for target in config["file_mounts"]} == {"/home/ray"}
+    """In the very command with which Ray starts a node's container."""
+    config = prepare_config(copy.deepcopy(read(name)))
+    docker = config["docker"]
+    command = docker_start_cmds(
+        "ray", docker["image"], config["file_mounts"], "x", docker["run_options"], "x", "/home/ray", "docker"
+    )
+    words = shlex.split(command)
+    mounted = [word.rpartition(":")[2] for flag, word in itertools.pairwise(words) if flag == "-v"]
+    assert {str(Path(target).parent) for target in mounted} == {"/home/ray"}
     (token,) = (target for target, source in config["file_mounts"].items() if "huggingface" in source)
-    assert f"--env HF_TOKEN_PATH={token}" in config["docker"]["run_options"]
+    assert token in mounted
+    assert f"HF_TOKEN_PATH={token}" in [word for flag, word in itertools.pairwise(words) if flag == "--env"]
 
 
 @pytest.mark.parametrize(("name", "schema"), [("raycluster", "rayclusters"), ("rayjob", "rayjobs")])
