@@ -22,6 +22,7 @@ from east_ray.config.sections import (
     Section,
     SelectionConfig,
     WeightingConfig,
+    setting,
 )
 from east_ray.config.training import Loss, TrainingConfig
 from east_ray.records import UserError
@@ -30,33 +31,22 @@ from east_ray.records import UserError
 class RunConfig(Section):
     """The run directory, the seed and the rounds."""
 
-    dir: str = Field(
-        default="runs/east",
-        min_length=1,
-        description="Run directory: a local path, s3://bucket/prefix or gs://bucket/prefix.",
+    dir: str = setting("runs/east", "Run directory: a path, s3://bucket/prefix or gs://bucket/prefix.", min_length=1)
+    seed: int = setting(0, "Seed of samples, selections and training order.", ge=0)
+    rounds: int = setting(1, "T, rounds of sample-weigh-train (Algorithm 1; 3 in the paper's section 4.2).", ge=1)
+    start_from: Literal["previous", "base"] = setting(
+        "previous", "Weights that training starts from after round 0: the model just trained (Algorithm 1) or the base."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of samples, selections and training order.")
-    rounds: int = Field(
-        default=1, ge=1, description="T, rounds of sample-weigh-train (Algorithm 1; 3 in the paper's section 4.2)."
-    )
-    start_from: Literal["previous", "base"] = Field(
-        default="previous",
-        description="Weights that training starts from after round 0: the model just trained (Algorithm 1) or the base.",
-    )
-    data: Literal["replace", "accumulate"] = Field(
-        default="replace", description="Train on the examples of this round, or of every round so far."
-    )
-    parallel_arms: int = Field(default=1, ge=1, description="Arms trained at the same time, if the cluster has room.")
+    data: Literal["replace", "accumulate"] = setting("replace", "Train on this round's examples, or on every round's.")
+    parallel_arms: int = setting(1, "Arms trained at the same time, if the cluster has room.", ge=1)
 
 
 class Arm(Section):
     """A way of training on the same samples: a name and the dotted settings it changes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", description="Name in tables and directories.")
-    set: dict[str, Any] = Field(
-        default_factory=dict, description="Dotted weighting.* and training.* settings (and run.seed) this arm changes."
-    )
-    rounds: int | None = Field(default=None, ge=1, description="Rounds of this arm; run.rounds if unset.")
+    set: dict[str, Any] = setting({}, "Dotted weighting.* and training.* settings (and run.seed) this arm changes.")
+    rounds: int | None = setting(None, "Rounds of this arm; run.rounds if unset.", ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,22 +61,15 @@ class Arm(Section):
 class ReproduceConfig(Section):
     """Arms of `east-ray reproduce`: Table 1, and Figures 3 to 5 with SFT as in the paper."""
 
-    losses: tuple[Loss, ...] = Field(default=("sft", "dpo", "kto"), description="Blocks of Table 1.")
-    exponents: tuple[float, ...] = Field(
-        default=(-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3),
-        description="Exponents of Figure 3 (B.2).",
+    losses: tuple[Loss, ...] = setting(("sft", "dpo", "kto"), "Blocks of Table 1.")
+    exponents: tuple[float, ...] = setting(
+        (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3), "Exponents of Figure 3 (B.2)."
     )
-    ablation_exponents: tuple[float, ...] = Field(
-        default=(0.5, 1, 1.5), description="Exponents over which Figure 5 averages each measure (4.3)."
-    )
-    measures: tuple[Measure, ...] = Field(
-        default=("inaccuracy", "dominant_wrong"), description="Measures of Figure 5 beside entropy."
-    )
-    local_weights: bool = Field(default=True, description="Table 1's baselines LW(W) and LW(P).")
-    rounds: int = Field(default=3, ge=1, description="Rounds of Figure 4, for vanilla and EAST (4.2).")
-    seeds: tuple[int, ...] = Field(
-        default=(0,), min_length=1, description="Training seeds; every arm is trained once per seed."
-    )
+    ablation_exponents: tuple[float, ...] = setting((0.5, 1, 1.5), "Exponents that Figure 5 averages over (4.3).")
+    measures: tuple[Measure, ...] = setting(("inaccuracy", "dominant_wrong"), "Measures of Figure 5 beside entropy.")
+    local_weights: bool = setting(True, "Table 1's baselines LW(W) and LW(P).")
+    rounds: int = setting(3, "Rounds of Figure 4, for vanilla and EAST (4.2).", ge=1)
+    seeds: tuple[int, ...] = setting((0,), "Training seeds; every arm is trained once per seed.", min_length=1)
 
 
 class Config(Section):
@@ -101,16 +84,16 @@ class Config(Section):
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    arms: tuple[Arm, ...] = Field(
-        default=(Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
+    arms: tuple[Arm, ...] = setting(
+        (Arm(name="vanilla", set={"weighting.exponent": 0.0}), Arm(name="east")),
+        "Ways of training on the same samples; by default plain self-training and EAST.",
         min_length=1,
-        description="Ways of training on the same samples; by default plain self-training and EAST.",
     )
-    sweep: dict[str, tuple[Any, ...]] = Field(
-        default_factory=dict,
-        description='For `east-ray sweep`: values by dotted setting, e.g. "weighting.exponent" = [0, 1, 2]; every combination is an arm.',
+    sweep: dict[str, tuple[Any, ...]] = setting(
+        {},
+        'For `east-ray sweep`: values by dotted setting, e.g. "weighting.exponent" = [0, 1, 2]; every combination is an arm.',
     )
-    reproduce: ReproduceConfig = Field(default_factory=ReproduceConfig, description="For `east-ray reproduce`.")
+    reproduce: ReproduceConfig = setting(ReproduceConfig(), "For `east-ray reproduce`.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

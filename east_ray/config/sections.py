@@ -9,6 +9,12 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+
+def setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A field of a section: its default, what it means, and pydantic's bounds."""
+    return Field(default=default, description=description, **bounds)
+
+
 Measure = Literal["entropy", "inaccuracy", "dominant_wrong"]
 MappingName = Literal["power", "mean", "linear"]
 
@@ -51,13 +57,9 @@ class ModelConfig(Section):
     path: str = Field(
         description="Hugging Face model directory, or a hub name such as meta-llama/Llama-3.2-1B-Instruct."
     )
-    revision: str | None = Field(default=None, description="Hub revision; ignored for a directory.")
-    dtype: Literal["bfloat16", "float32", "float16"] = Field(
-        default="bfloat16", description="Type of the weights in sampling and training (B.2)."
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the model. Only for models you trust."
-    )
+    revision: str | None = setting(None, "Hub revision; ignored for a directory.")
+    dtype: Literal["bfloat16", "float32", "float16"] = setting("bfloat16", "Type of all weights (B.2).")
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model. Only for models you trust.")
 
 
 class QuestionsConfig(Section):
@@ -66,38 +68,26 @@ class QuestionsConfig(Section):
     train: str = Field(
         description="JSONL or Parquet file (local, s3://, gs://), or a hub dataset as hf://owner/name[/config]:split."
     )
-    test: str | None = Field(default=None, description="The same, for evaluation.")
-    train_limit: int | None = Field(
-        default=None, gt=0, description="Use only this many training questions, from the start."
+    test: str | None = setting(None, "The same, for evaluation.")
+    train_limit: int | None = setting(None, "Use only this many training questions, from the start.", gt=0)
+    test_limit: int | None = setting(None, "Use only this many test questions, from the start.", gt=0)
+    validation_share: float = setting(
+        0.0, "Share of training questions held out to choose the exponent on.", ge=0, lt=1
     )
-    test_limit: int | None = Field(default=None, gt=0, description="Use only this many test questions, from the start.")
-    validation_share: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of the training questions held out to choose the exponent on (never the test set).",
+    id_column: str = setting("id", "Column with a unique id; the row number if the file has none.")
+    question_column: str = setting("question", "Column with the question's text.")
+    answer_column: str = setting(
+        "answer", "Column with the reference: a bare answer, a GSM8K solution (#### 42) or a MATH solution (\\boxed{})."
     )
-    id_column: str = Field(default="id", description="Column with a unique id; the row number if the file has none.")
-    question_column: str = Field(default="question", description="Column with the question's text.")
-    answer_column: str = Field(
-        default="answer",
-        description="Column with the reference: a bare answer, a GSM8K solution (#### 42) or a MATH solution (\\boxed{}).",
+    skip_without_reference: bool = setting(False, "Skip and log questions without a reference (MATH has two).")
+    system_prompt: str | None = setting(
+        "Please reason step by step, and put your final answer within \\boxed{}.",
+        "Instruction before every question (A); none if empty.",
     )
-    skip_without_reference: bool = Field(
-        default=False,
-        description="Skip and log questions without a reference answer (the MATH training set has two).",
+    instruction_role: Literal["auto", "system", "user"] = setting(
+        "auto", "Turn that holds the instruction; auto: the user's where the chat template has no system turn."
     )
-    system_prompt: str | None = Field(
-        default="Please reason step by step, and put your final answer within \\boxed{}.",
-        description="Instruction before every question (A); none if empty.",
-    )
-    instruction_role: Literal["auto", "system", "user"] = Field(
-        default="auto",
-        description="Turn that holds the instruction; auto: the user's where the chat template has no system turn.",
-    )
-    chat_template_arguments: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to the chat template, e.g. enable_thinking = false."
-    )
+    chat_template_arguments: dict[str, Any] = setting({}, "Passed to the chat template, e.g. enable_thinking = false.")
 
     added: ClassVar[frozenset[str]] = frozenset({"instruction_role", "chat_template_arguments"})
 
@@ -113,41 +103,23 @@ class QuestionsConfig(Section):
 class SamplingConfig(Section):
     """Sampling parameters, and the engines that sample."""
 
-    num_samples: int = Field(default=128, ge=1, description="n, completions per question (4.1).")
-    temperature: float = Field(
-        default=1.0, ge=0, description="Sampling temperature; 1.0 measures the model's own distribution."
+    num_samples: int = setting(128, "n, completions per question (4.1).", ge=1)
+    temperature: float = setting(1.0, "Sampling temperature; 1.0 measures the model's own distribution.", ge=0)
+    top_p: float = setting(1.0, "Nucleus share.", gt=0, le=1)
+    max_new_tokens: int = setting(2048, "Longest completion, tokens; longer ones count as truncated.", ge=1)
+    questions_per_shard: int = setting(32, "Questions per file, the unit of resuming; fewer with over 8 engines.", ge=1)
+    min_engines: int | None = setting(
+        None, "Fewest vLLM engines in the pool, which then grows; unset: all at once.", ge=1
     )
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
-    max_new_tokens: int = Field(
-        default=2048, ge=1, description="Longest completion, tokens; longer ones count as truncated."
-    )
-    questions_per_shard: int = Field(
-        default=32, ge=1, description="Questions per output file, the unit of resuming; fewer with more than 8 engines."
-    )
-    min_engines: int | None = Field(
-        default=None,
-        ge=1,
-        description="Fewest vLLM engines in the pool, which then grows; all of them at once if unset.",
-    )
-    max_engines: int = Field(default=1, ge=1, description="Most vLLM engines in the pool.")
-    gpus_per_engine: float = Field(
-        default=0, ge=0, description="GPUs of one engine; 0 runs vLLM on the CPU, 0.5 gives each engine half a GPU."
-    )
-    cpus_per_engine: float = Field(default=1, ge=0, description="CPU cores one engine reserves.")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share each layer.")
-    pipeline_parallel_size: int = Field(default=1, ge=1, description="GPUs that share the layers.")
-    kv_cache_gib: float = Field(
-        default=4.0, gt=0, description="KV cache of a CPU engine, GiB; on GPUs set engine_args.gpu_memory_utilization."
-    )
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict, description="More vLLM engine arguments, passed unchanged."
-    )
-    labels: dict[str, str] = Field(
-        default_factory=dict, description="Ray labels of the nodes that may run an engine, e.g. market-type = spot."
-    )
-    max_failed_share: float = Field(
-        default=0.01, ge=0, le=1, description="The run stops when more than this share of the questions failed."
-    )
+    max_engines: int = setting(1, "Most vLLM engines in the pool.", ge=1)
+    gpus_per_engine: float = setting(0, "GPUs of one engine; 0 runs vLLM on the CPU, 0.5 is half a GPU each.", ge=0)
+    cpus_per_engine: float = setting(1, "CPU cores one engine reserves.", ge=0)
+    tensor_parallel_size: int = setting(1, "GPUs that share each layer.", ge=1)
+    pipeline_parallel_size: int = setting(1, "GPUs that share the layers.", ge=1)
+    kv_cache_gib: float = setting(4.0, "GiB of a CPU engine; on GPUs set engine_args.gpu_memory_utilization.", gt=0)
+    engine_args: dict[str, Any] = setting({}, "More vLLM engine arguments, passed unchanged.")
+    labels: dict[str, str] = setting({}, "Ray labels of the nodes that may run an engine, e.g. market-type = spot.")
+    max_failed_share: float = setting(0.01, "The run stops when a larger share of the questions failed.", ge=0, le=1)
 
     retired: ClassVar[dict[str, Any]] = {"adaptive": None}
     operational: ClassVar[frozenset[str]] = frozenset(
@@ -173,25 +145,19 @@ class SamplingConfig(Section):
 class GradingConfig(Section):
     """Extracting, judging and clustering answers."""
 
-    cluster: Literal["canonical", "string"] = Field(
-        default="canonical",
-        description="Cluster answers by mathematical meaning, or by string as the released scripts do.",
+    cluster: Literal["canonical", "string"] = setting(
+        "canonical", "Cluster answers by mathematical meaning, or by string as the released scripts do."
     )
-    unanswered: Literal["cluster", "ignore"] = Field(
-        default="cluster",
-        description="Completions without an answer form one cluster, or are left out of the entropy.",
+    unanswered: Literal["cluster", "ignore"] = setting(
+        "cluster", "Those without an answer: one cluster, or no part of the entropy."
     )
-    answer_tags: bool = Field(default=True, description="Read <answer>...</answer> before anything else (R1-style).")
-    open_thought: bool = Field(default=False, description="Accept an answer from a <think> that never closes.")
-    last_number: bool = Field(
-        default=False, description="Fall back to the last number in the text, as the released scripts do."
-    )
-    deadline_seconds: float = Field(
-        default=5.0, gt=0, description="Wall-clock limit of one symbolic comparison; beyond it the verdict is an error."
-    )
-    memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of one symbolic worker, GiB.")
-    workers: int = Field(default=1, ge=1, description="Grading actors (one CPU core each).")
-    labels: dict[str, str] = Field(default_factory=dict, description="Ray labels of the nodes that may run a grader.")
+    answer_tags: bool = setting(True, "Read <answer>...</answer> before anything else (R1-style).")
+    open_thought: bool = setting(False, "Accept an answer from a <think> that never closes.")
+    last_number: bool = setting(False, "Fall back to the last number in the text, as the released scripts do.")
+    deadline_seconds: float = setting(5.0, "Limit of one symbolic comparison; beyond it the verdict is an error.", gt=0)
+    memory_gib: float = setting(1.0, "Memory limit of one symbolic worker, GiB.", gt=0)
+    workers: int = setting(1, "Grading actors (one CPU core each).", ge=1)
+    labels: dict[str, str] = setting({}, "Ray labels of the nodes that may run a grader.")
 
     added: ClassVar[frozenset[str]] = frozenset({"open_thought"})
     operational: ClassVar[frozenset[str]] = frozenset({"workers", "labels"})
@@ -200,22 +166,18 @@ class GradingConfig(Section):
 class WeightingConfig(Section):
     """The mapping from a question's uncertainty to its weight (eqs. 1 to 6)."""
 
-    measure: Measure = Field(default="entropy", description="entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
-    mapping: MappingName = Field(default="power", description="power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
-    exponent: float = Field(
-        default=1.0, ge=-10, le=10, description="a of eq. 6; 0 is plain self-training, the paper searches [-3, 3]."
-    )
-    range: float | None = Field(default=None, gt=0, description="R of the linear mapping (eq. 4).")
-    clip: float | None = Field(default=None, gt=1, description="Cap on weights; their mean stays 1.")
-    min_effective_share: float = Field(
-        default=0.1, ge=0, le=1, description="Warn when effective sample size / kept questions is lower."
-    )
-    max_length_effect: float = Field(
-        default=0.1,
+    measure: Measure = setting("entropy", "entropy (eq. 1), inaccuracy or dominant_wrong (4.3).")
+    mapping: MappingName = setting("power", "power (eq. 6), mean division (eq. 3) or linear (eq. 4).")
+    exponent: float = setting(1.0, "a of eq. 6; 0 is plain self-training, the paper searches [-3, 3].", ge=-10, le=10)
+    range: float | None = setting(None, "R of the linear mapping (eq. 4).", gt=0)
+    clip: float | None = setting(None, "Cap on weights; their mean stays 1.", gt=1)
+    min_effective_share: float = setting(0.1, "Warn when effective sample size / kept questions is lower.", ge=0, le=1)
+    max_length_effect: float = setting(
+        0.1,
+        "Warn when weights follow length and change a token-mean loss's learning rate by more.",
         ge=0,
-        description="Warn when weights correlate with length so that a token-mean loss changes the learning rate by more.",
     )
-    on_unhealthy: Literal["warn", "stop"] = Field(default="warn", description="Reaction to unhealthy weights.")
+    on_unhealthy: Literal["warn", "stop"] = setting("warn", "Reaction to unhealthy weights.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -229,24 +191,17 @@ class WeightingConfig(Section):
 class SelectionConfig(Section):
     """Choice of the questions, and of the completions, that are trained on."""
 
-    keep: Literal["mixed", "solved"] = Field(
-        default="mixed",
-        description="Keep questions with a correct and an incorrect completion (released scripts), or with a correct one (paper's SFT).",
+    keep: Literal["mixed", "solved"] = setting(
+        "mixed",
+        "Keep questions with a correct and an incorrect completion (released scripts), or with a correct one (paper's SFT).",
     )
-    negative: Literal["random", "dominant"] = Field(
-        default="random",
-        description="Negative drawn uniformly from the incorrect completions (paper) or from the most frequent wrong cluster.",
+    negative: Literal["random", "dominant"] = setting(
+        "random",
+        "Negative drawn uniformly from the incorrect completions (paper) or from the most frequent wrong cluster.",
     )
-    pairs_per_question: int = Field(
-        default=1, ge=1, description="Positives (and negatives) per kept question, drawn without replacement."
-    )
-    truncated_negatives: bool = Field(
-        default=True,
-        description="Draw negatives among completions cut at max_new_tokens too; they are trained without an end token.",
-    )
-    exclude_test_questions: bool = Field(
-        default=True, description="Drop training questions whose text is in the test set as well."
-    )
+    pairs_per_question: int = setting(1, "Positives (and negatives) per question, drawn without replacement.", ge=1)
+    truncated_negatives: bool = setting(True, "Draw negatives among cut completions too, trained without an end token.")
+    exclude_test_questions: bool = setting(True, "Drop training questions whose text is in the test set as well.")
 
     added: ClassVar[frozenset[str]] = frozenset({"truncated_negatives"})
 
@@ -254,15 +209,9 @@ class SelectionConfig(Section):
 class EvaluationConfig(Section):
     """Evaluation on the test and validation questions."""
 
-    num_samples: int = Field(
-        default=0,
-        ge=0,
-        description="Completions sampled per test question for pass@k and maj@k; 0: greedy accuracy only.",
-    )
-    temperature: float = Field(default=1.0, gt=0, description="Temperature of these samples.")
-    max_new_tokens: int | None = Field(
-        default=None, ge=1, description="Longest completion, tokens; sampling.max_new_tokens if unset."
-    )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every interval.")
+    num_samples: int = setting(0, "Completions per test question for pass@k and maj@k; 0: greedy accuracy only.", ge=0)
+    temperature: float = setting(1.0, "Temperature of these samples.", gt=0)
+    max_new_tokens: int | None = setting(None, "Longest completion, tokens; sampling.max_new_tokens if unset.", ge=1)
+    confidence: float = setting(0.95, "Confidence of every interval.", gt=0.5, lt=1)
 
     retired: ClassVar[dict[str, Any]] = {"compare_math_verify": False}

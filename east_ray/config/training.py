@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
-from east_ray.config.sections import Section
+from east_ray.config.sections import Section, setting
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 Loss = Literal["sft", "dpo", "kto"]
@@ -20,24 +20,24 @@ def _as_names(value: Any) -> Any:
 class SftConfig(Section):
     """Settings of the SFT loss."""
 
-    learning_rate: float = Field(default=2e-6, gt=0, description="Peak learning rate (4.1).")
+    learning_rate: float = setting(2e-6, "Peak learning rate (4.1).", gt=0)
 
 
 class PreferenceConfig(Section):
     """Settings of a preference loss (DPO, KTO)."""
 
-    learning_rate: float = Field(default=2e-7, gt=0, description="Peak learning rate (4.1).")
-    beta: float = Field(default=0.01, gt=0, description="Strength of the pull towards the reference model (4.1).")
+    learning_rate: float = setting(2e-7, "Peak learning rate (4.1).", gt=0)
+    beta: float = setting(0.01, "Strength of the pull towards the reference model (4.1).", gt=0)
 
 
 class LoraConfig(Section):
     """A low-rank adapter, in peft's terms."""
 
-    rank: int = Field(default=16, ge=1, description="Rank (B.2).")
-    alpha: int = Field(default=16, ge=1, description="Scaling alpha (B.2).")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(_as_names)] = Field(
-        default="all-linear", description="Modules that get an adapter."
+    rank: int = setting(16, "Rank (B.2).", ge=1)
+    alpha: int = setting(16, "Scaling alpha (B.2).", ge=1)
+    dropout: float = setting(0.0, "Dropout on the adapter's input.", ge=0, lt=1)
+    target_modules: Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(_as_names)] = setting(
+        "all-linear", "Modules that get an adapter."
     )
 
     @model_validator(mode="after")
@@ -50,59 +50,44 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """The loss, its optimisation, and the workers that train."""
 
-    loss: Loss = Field(default="sft", description="The loss that is weighted (eq. 7): sft, dpo or kto.")
-    sft: SftConfig = Field(default_factory=SftConfig, description="Settings used when loss = sft.")
-    dpo: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Settings used when loss = dpo.")
-    kto: PreferenceConfig = Field(
-        default_factory=lambda: PreferenceConfig(beta=0.05), description="Settings used when loss = kto."
+    loss: Loss = setting("sft", "The loss that is weighted (eq. 7): sft, dpo or kto.")
+    sft: SftConfig = setting(SftConfig(), "Settings used when loss = sft.")
+    dpo: PreferenceConfig = setting(PreferenceConfig(), "Settings used when loss = dpo.")
+    kto: PreferenceConfig = setting(PreferenceConfig(beta=0.05), "Settings used when loss = kto.")
+    epochs: float = setting(3, "Passes over the examples (4.1).", gt=0)
+    max_steps: int = setting(-1, "Stop after this many optimizer steps; -1 trains all epochs.")
+    batch_size: int = setting(16, "Examples per optimizer step over all workers (4.1).", ge=1)
+    micro_batch_size: int = setting(4, "Examples per forward pass and worker.", ge=1)
+    warmup_ratio: float = setting(0.1, "Share of the steps in which the learning rate rises (4.1).", ge=0, lt=1)
+    weight_decay: float = setting(0.0, "AdamW weight decay.", ge=0)
+    max_grad_norm: float = setting(1.0, "Gradient clipping norm.", ge=0)
+    max_length: int = setting(4096, "Longest prompt + completion, tokens; longer ones are refused, never cut.", ge=1)
+    normalization: Literal["token", "sequence"] = setting(
+        "token", "SFT: token mean over the optimizer batch (as TRL), or mean of the per-sequence means."
     )
-    epochs: float = Field(default=3, gt=0, description="Passes over the examples (4.1).")
-    max_steps: int = Field(default=-1, description="Stop after this many optimizer steps; -1 trains all epochs.")
-    batch_size: int = Field(default=16, ge=1, description="Examples per optimizer step over all workers (4.1).")
-    micro_batch_size: int = Field(default=4, ge=1, description="Examples per forward pass and worker.")
-    warmup_ratio: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises (4.1)."
+    weight_granularity: Literal["example", "microbatch"] = setting(
+        "example",
+        "Exact weight per example, or mean loss x mean weight per micro-batch (released scripts; for comparison).",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay.")
-    max_grad_norm: float = Field(default=1.0, ge=0, description="Gradient clipping norm.")
-    max_length: int = Field(
-        default=4096, ge=1, description="Longest prompt + completion, tokens; longer examples are refused, never cut."
+    local_weight: Literal["none", "perplexity", "wpo"] = setting(
+        "none", "Baselines LW(P) (eq. 8-9) and LW(W) (eq. 10), computed from the policy's own token probabilities."
     )
-    normalization: Literal["token", "sequence"] = Field(
-        default="token",
-        description="SFT: token mean over the optimizer batch (as TRL), or mean of the per-sequence means.",
+    lora: LoraConfig | None = setting(None, "Train a LoRA adapter instead of all parameters.")
+    workers: int = setting(1, "Ray Train workers (one GPU each when use_gpu).", ge=1)
+    use_gpu: bool = setting(False, "Train on GPUs.")
+    cpus_per_worker: float = setting(1, "CPU cores one worker reserves.", gt=0)
+    zero_stage: Literal[0, 1, 2, 3] = setting(2, "DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = setting(False, "Keep optimizer state in host memory.")
+    padding_free: bool = setting(
+        True, "Compute rows without their padding and a pair's common prompt once; false: as TRL does, bit for bit."
     )
-    weight_granularity: Literal["example", "microbatch"] = Field(
-        default="example",
-        description="Exact weight per example, or mean loss x mean weight per micro-batch (released scripts; for comparison).",
-    )
-    local_weight: Literal["none", "perplexity", "wpo"] = Field(
-        default="none",
-        description="Baselines LW(P) (eq. 8-9) and LW(W) (eq. 10), computed from the policy's own token probabilities.",
-    )
-    lora: LoraConfig | None = Field(default=None, description="Train a LoRA adapter instead of all parameters.")
-    workers: int = Field(default=1, ge=1, description="Ray Train workers (one GPU each when use_gpu).")
-    use_gpu: bool = Field(default=False, description="Train on GPUs.")
-    cpus_per_worker: float = Field(default=1, gt=0, description="CPU cores one worker reserves.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage.")
-    offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
-    padding_free: bool = Field(
-        default=True,
-        description="Compute rows without their padding and a pair's common prompt once; false: as TRL does, bit for bit.",
-    )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
-    precompute_reference: bool = Field(
-        default=False,
-        description="DPO: compute the reference log-probabilities once, instead of keeping the reference model.",
-    )
-    checkpoint_steps: int = Field(default=50, ge=1, description="Optimizer steps between checkpoints.")
-    max_failures: int = Field(
-        default=3, ge=0, description="How often a worker group that died is restarted from its last checkpoint."
-    )
-    labels: dict[str, str] = Field(default_factory=dict, description="Ray labels of the nodes that may run a worker.")
-    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_names)] = Field(
-        default=(),
-        description='Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".',
+    gradient_checkpointing: bool = setting(False, "Recompute activations to save memory.")
+    precompute_reference: bool = setting(False, "DPO: compute the reference's log-probabilities once.")
+    checkpoint_steps: int = setting(50, "Optimizer steps between checkpoints.", ge=1)
+    max_failures: int = setting(3, "How often a worker group that died is restarted from its last checkpoint.", ge=0)
+    labels: dict[str, str] = setting({}, "Ray labels of the nodes that may run a worker.")
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_names)] = setting(
+        (), 'Trackers: "tensorboard" (also when nothing is named and it is installed), "wandb", "mlflow"; or "none".'
     )
 
     added: ClassVar[frozenset[str]] = frozenset({"padding_free"})
