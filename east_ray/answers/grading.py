@@ -10,10 +10,10 @@ are recorded in the GRADES rows; a finished shard is never graded again, so a re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -46,23 +46,21 @@ class GradedQuestion:
     run_on: list[bool]
 
 
-@dataclass(frozen=True)
-class ParsedAnswer:
+class ParsedAnswer(NamedTuple):
     """An answer's normal form and its canonical form (None: only the sandbox can decide)."""
 
     normal: str
     canonical: CanonicalAnswer | None
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict, and the key that answers of the same cluster share."""
 
     verdict: str
     key: str
 
 
-class Grader:
+class Grader(AbstractContextManager["Grader"]):
     """Grades completions; owns a sandbox, started on first use, and a memo of answers. Usable from any thread."""
 
     def __init__(self, grading: GradingConfig | None = None) -> None:
@@ -75,12 +73,7 @@ class Grader:
         self._parsed: dict[str, ParsedAnswer] = {}
         self._judgements: dict[tuple[str, str], Judgement] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -93,8 +86,8 @@ class Grader:
 
     def judge(self, reference: str, answers: Sequence[str | None]) -> list[Judgement]:
         """The judgement on each extracted answer of one question, in order; None is incorrect."""
-        judged = self._judge([(reference, answer) for answer in answers if answer is not None])
-        return [_UNANSWERED if answer is None else judged[reference, answer] for answer in answers]
+        judged = self._judge((reference, answer) for answer in answers)
+        return [judged[reference, answer] for answer in answers]
 
     def grade(
         self, reference: str, completions: Sequence[str], finish_reasons: Sequence[str] | None = None
@@ -107,20 +100,12 @@ class Grader:
         rules = {name: getattr(self._grading, name) for name in ("answer_tags", "last_number", "open_thought")}
         extractions = [[extract_answer(text, **rules) for text in completions] for _, completions, _ in questions]
         judged = self._judge(
-            [
-                (reference, found.answer)
-                for (reference, _, _), row in zip(questions, extractions, strict=True)
-                for found in row
-                if found.answer is not None
-            ]
+            (reference, found.answer)
+            for (reference, _, _), row in zip(questions, extractions, strict=True)
+            for found in row
         )
         return [
-            self._graded(
-                row,
-                [_UNANSWERED if found.answer is None else judged[reference, found.answer] for found in row],
-                completions,
-                finish_reasons,
-            )
+            self._graded(row, [judged[reference, found.answer] for found in row], completions, finish_reasons)
             for row, (reference, completions, finish_reasons) in zip(extractions, questions, strict=True)
         ]
 
@@ -133,33 +118,33 @@ class Grader:
     ) -> GradedQuestion:
         blank = [judgement is _UNANSWERED for judgement in judgements]
         answers = [None if empty else found.answer for empty, found in zip(blank, extractions, strict=True)]
-        numbers, sizes, verdicts = group(answers, judgements, self._grading.cluster, self._grading.unanswered)
         return GradedQuestion(
-            answers=answers,
-            rules=[found.rule for found in extractions],
-            verdicts=[judgement.verdict for judgement in judgements],
-            clusters=numbers,
-            cluster_sizes=sizes,
-            cluster_verdicts=verdicts,
+            answers,
+            [found.rule for found in extractions],
+            [judgement.verdict for judgement in judgements],
+            *group(answers, judgements, self._grading.cluster, self._grading.unanswered),
             truncated=[reason == "length" for reason in finish_reasons],
             run_on=[continues(text, found.end) for text, found in zip(completions, extractions, strict=True)],
         )
 
-    def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judgement]:
+    def _judge(self, pairs: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], Judgement]:
         """The judgement on each distinct (reference, answer), as written."""
         if len(self._parsed) > MEMO_LIMIT or len(self._judgements) > MEMO_LIMIT:
             self._parsed.clear()
             self._judgements.clear()
-        judgements: dict[tuple[str, str], Judgement] = {}
+        judgements: dict[tuple[str, str | None], Judgement] = {}
         undecided: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        for pair in dict.fromkeys(pairs):
-            reference, answer = self._parse_reference(pair[0]), self._parse(pair[1])
-            normals = reference.normal, answer.normal
-            judgement = self._judgements.get(normals) or _by_canonical_form(*pair, reference, answer)
+        for reference, answer in dict.fromkeys(pairs):
+            if answer is None:
+                judgements[reference, answer] = _UNANSWERED
+                continue
+            expected, got = self._parse_reference(reference), self._parse(answer)
+            normals = expected.normal, got.normal
+            judgement = self._judgements.get(normals) or _by_canonical_form(expected, got, same=reference == answer)
             if judgement is None:
-                undecided.setdefault(normals, []).append(pair)
+                undecided.setdefault(normals, []).append((reference, answer))
             else:
-                judgements[pair] = judgement
+                judgements[reference, answer] = judgement
         outcomes = self._sandbox.run(list(undecided))
         for (normals, written), outcome in zip(undecided.items(), outcomes, strict=True):
             judgement = _by_math_verify(normals[1], self._parse_reference(written[0][0]).canonical, outcome)
@@ -207,11 +192,9 @@ _CORRECT = Judgement(CORRECT, "correct")
 _UNANSWERED = Judgement(INCORRECT, "unanswered")
 
 
-def _by_canonical_form(
-    written_reference: str, written: str, reference: ParsedAnswer, answer: ParsedAnswer
-) -> Judgement | None:
-    """The judgement where normal or canonical forms decide it."""
-    if written_reference == written or (reference.normal == answer.normal and answer.normal):
+def _by_canonical_form(reference: ParsedAnswer, answer: ParsedAnswer, *, same: bool) -> Judgement | None:
+    """The judgement where normal or canonical forms decide it; `same`: they are the same string."""
+    if same or (reference.normal == answer.normal and answer.normal):
         return _CORRECT
     if not answer.normal:
         return _UNANSWERED

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeAlias
 
+from east_ray.answers.numerals import SCALES
+
 SCRIPTS = {
     "^": ("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")),
     "_": ("₀₁₂₃₄₅₆₇₈₉", str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")),
@@ -24,17 +26,7 @@ CHARACTERS = str.maketrans(
     | dict.fromkeys("−–—‒﹣", "-")
     | dict.fromkeys("\xa0\u2002\u2003\u2009\u202f\u3000\t\r\f\v", " ")
     | dict.fromkeys('\u200b\u2060\ufeff\x00€£¥₹₫`"“”', "")
-    | {
-        "。": ". ",
-        "、": ",",
-        "，": ",",
-        "∗": "*",
-        "÷": "/",
-        "⁄": "/",
-        "’": "'",
-        "‘": "'",
-        "…": "...",
-    }
+    | {"。": ". ", "、": ",", "，": ",", "∗": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'", "…": "..."}
     | {symbol: f" {command} " for symbol, command in zip(_SYMBOLS[::2], _SYMBOLS[1::2], strict=True)}
 )
 
@@ -48,6 +40,11 @@ _HEDGE = r"approximately|approx\.?|about|around|roughly|nearly|exactly|only|just
 _FONT = r"""left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?|boldsymbol|bm|pmb|bf|it|rm|sf|tt|bfseries|itshape|underline|large|Large
     |LARGE|huge|small|normalsize|mathcal|mathsf|mathtt|(?:ka)?(?:blue|green|red|purple|orange|gold|maroon|teal|pink|gr[ae]y|violet
     |cyan|magenta)[A-E]?""".replace("\n    ", "")
+
+_COMMANDS = {  # those that mean the same
+    **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"), "langle": "(", "rangle": ")", "lt": "<", "gt": ">", "equiv": "=",
+    **dict.fromkeys(("simeq", "cong", "thickapprox", "approxeq"), r"\approx "), "varnothing": r"\emptyset",
+}  # fmt: skip
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -64,17 +61,10 @@ def _repeating(match: re.Match[str]) -> str:
     return match[1]
 
 
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-
-
 def _scaled(match: re.Match[str]) -> str:
     """3.5 million in digits."""
-    number = Fraction(match[1].replace(",", "")) * (12 if match[2] == "dozen" else 10 ** _SCALES[match[2]])
+    number = Fraction(match[1].replace(",", "")) * (12 if match[2] == "dozen" else SCALES[match[2]])
     return str(number) if number.denominator == 1 else match[0]
-
-
-def _half_of_day(match: re.Match[str]) -> str:
-    return f" {match[1].lower()}m"
 
 
 Replacement: TypeAlias = str | Callable[[re.Match[str]], str]
@@ -101,29 +91,18 @@ _TABLE: tuple[tuple[str, str, Replacement], ...] = (
     ("C(", r"(?<![A-Za-z0-9\\])C\(([0-9]{1,4}), ?([0-9]{1,4})\)", r"\\binom{\1}{\2}"),
     ("\\", r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])", " "),
     ("~", r"~", " "),
-    ("frac", r"\\[dtc]frac", r"\\frac"),
-    ("binom", r"\\[dt]binom", r"\\binom"),
+    ("\\", r"\\[dtc](frac|binom)", r"\\\1"),
+    ("\\", r"\\([a-z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
+    ("\\", r"\\([lgn]e)q(?:slant)?", r"\\\1 "),
     ("\\choose", r"\{([^{}]*[^{}\\])\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-    ("\\varnothing", r"\\varnothing", r"\\emptyset"),
-    ("vert", r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
-    ("\\mid", r"\\mid(?![A-Za-z])", "|"),
-    ("\\langle", r"\\langle(?![A-Za-z])", "("),
-    ("\\rangle", r"\\rangle(?![A-Za-z])", ")"),
-    ("\\leq", r"\\leq(?:slant)?", r"\\le "),
     ("<=", r"<=", r"\\le "),
-    ("\\geq", r"\\geq(?:slant)?", r"\\ge "),
     (">=", r">=", r"\\ge "),
-    ("\\neq", r"\\neq", r"\\ne "),
     ("!=", r"!=", r"\\ne "),
-    ("\\", r"\\(?:simeq|cong|thickapprox|approxeq)(?![A-Za-z])", r"\\approx "),
-    ("\\equiv", r"\\equiv(?![A-Za-z])", "="),
     ("mod", r" ?\(?(?:\\p|\\b|\\)?mod(?: |\{)*[0-9]+\}?\)?$", ""),
     ("{cases}", r"\\begin\{cases\}([^&]*)\\end\{cases\}", lambda match: match[1].replace("\\\\", ",")),
     ("{", r"\\(?:begin|end)\{(?:align|aligned|alignat|eqnarray|equation|gather|gathered|multline|split)\*?\}", ""),
     ("&", r"& ?(?==)|(?<==) ?&", ""),
     ("&", r"(?<![A-Za-z&\\])([A-Z])&([A-Z]s)(?![A-Za-z])", r"\1\2"),  # M&Ms
-    ("\\lt", r"\\lt(?![A-Za-z])", "<"),
-    ("\\gt", r"\\gt(?![A-Za-z])", ">"),
     ("\\frac", rf"(?<=[0-9}}])[ ~]*\\frac ?{_WRAPPED_UNIT} ?{_WRAPPED_UNIT}\.?$", ""),
     ("}", rf"(?<=[0-9}}])(?:{_ONE_UNIT})+\.?(?=$| ?[,;])", ""),  # 5\text{ m}/\text{s}
     (" ", rf"(?<=[0-9}}]) (?:[mgLshJNWVKF]|Pa|Hz|atm|mol){POWER}\.?$", ""),
@@ -146,8 +125,7 @@ _TABLE: tuple[tuple[str, str, Replacement], ...] = (
         r"(?<![A-Za-z\\])sqrt ?(?:([0-9]+|[A-Za-z](?![A-Za-z]))|\(([^()]*)\)|\{([^{}]*)\})",
         r"\\sqrt{\1\2\3}",
     ),
-    ("m", r"(?<=[0-9]) ?([aApP])\.? ?m\.?(?![A-Za-z])", _half_of_day),
-    ("M", r"(?<=[0-9]) ?([aApP])\.? ?M\.?(?![A-Za-z])", _half_of_day),
+    *((m, rf"(?<=[0-9]) ?([aApP])\.? ?{m}\.?(?![A-Za-z])", lambda match: f" {match[1].lower()}m") for m in "mM"),
     ("\\%", r"\\%", "%"),
     ("c", r"(?<=[0-9}]) *(?:[Pp]ercent(?:age)?|[Pp]er cent|[Pp]ct)(?![A-Za-z])", "%"),
     ("phantom", r"\\h?phantom\{[^{}]*\}|\\phantom(?![A-Za-z])", ""),
