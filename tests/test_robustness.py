@@ -296,7 +296,7 @@ def test_a_shard_cut_off_or_overwritten_anywhere_is_named(finished: Path, tmp_pa
     run = RunDirectory(str(tmp_path))
     whole = (finished / "round-00" / "grades" / "shard-00000.parquet").read_bytes()
     run.write_bytes(whole[:at] + data, "grades", "shard-00000.parquet")
-    for read in (shards.read_shard, shards.read_footer):
+    for read in (shards.read_shard_and_footer, shards.read_footer):
         with pytest.raises(UserError, match=r"shard-00000\.parquet is damaged .*delete it"):
             read(run, "grades", 0)
 

@@ -102,13 +102,8 @@ def write_grades(
     return footer
 
 
-def read_shard(run: RunDirectory, directory: str, index: int) -> pa.Table:
-    """One shard of completions or grades. UserError when the file is damaged."""
-    return read_shard_and_footer(run, directory, index)[0]
-
-
 def read_shard_and_footer(run: RunDirectory, directory: str, index: int) -> tuple[pa.Table, dict[str, Any]]:
-    """The same with its footer, fetched at once."""
+    """One shard of completions or grades with its footer, fetched at once. UserError when the file is damaged."""
     name = shard_name(index)
     content = run.read_bytes(directory, name)
     try:

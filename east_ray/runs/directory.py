@@ -76,11 +76,16 @@ class RunDirectory(Directory):
         if not parts[-1].endswith(".parquet") and (names := self.list(*parts, suffix=".parquet")):
             return pa.concat_tables(self.read_table(*parts, name, columns=columns) for name in names)
         try:
-            return self.read_parquet(*parts, columns=columns)
+            # Half the time that pq.read_table takes for a small file; pre_buffer fetches all columns in one request.
+            with pq.ParquetFile(self.path(*parts), filesystem=self.filesystem, pre_buffer=True) as file:
+                if missing := set(columns or ()) - set(file.schema_arrow.names):
+                    raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
+                table = file.read(columns=columns)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
             raise self.damaged(error, *parts) from None
+        return table if columns is None else table.select(columns)
 
     def write_table(
         self, table: pa.Table, *parts: str, dictionaries: Any = True, row_group_size: int | None = None

@@ -23,7 +23,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from east_ray.records import Unavailable, UserError
 
@@ -135,22 +134,6 @@ class Directory:
             raise UserError(
                 f"cannot write {path}: {error.strerror}; free space or fix permissions, then run the same command again"
             ) from None
-
-    def read_parquet(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file, or every `.parquet` file directly inside a directory in name order."""
-        with self.explained(*parts):
-            paths = [path := self.path(*parts)]
-            if self.filesystem.get_file_info(path).type == pafs.FileType.Directory:
-                paths = [f"{path}/{name}" for name in self.list(*parts, suffix=".parquet")]
-            return pa.concat_tables(self._read_file(path, columns) for path in paths)
-
-    def _read_file(self, path: str, columns: list[str] | None) -> pa.Table:
-        # Half the time that pq.read_table takes for a small file; pre_buffer fetches all columns in one request.
-        with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=True) as file:
-            if missing := set(columns or ()) - set(file.schema_arrow.names):
-                raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
-            table = file.read(columns=columns)
-        return table if columns is None else table.select(columns)
 
     def delete_file(self, *parts: str) -> None:
         """Delete a file; nothing happens when it does not exist."""

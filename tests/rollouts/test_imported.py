@@ -35,7 +35,7 @@ def bring(tmp_path: Path, tiny_model: Path) -> Any:
             text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines).encode()
             file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
         summary = import_into(run, file, tiny_model, 3)
-        tables = [shards.read_shard(run, "samples", i) for i in range(3)]
+        tables = [shards.read_shard_and_footer(run, "samples", i)[0] for i in range(3)]
         assert all(table.schema.remove_metadata().equals(SAMPLES) for table in tables)
         return {row["question_id"]: row for table in tables for row in table.to_pylist()}, summary
 
@@ -192,7 +192,7 @@ def test_real_responses_are_brought_in_whole(shared_data: Path, tmp_path: Path, 
     summary = import_into(run, file, tiny_model, 100)
 
     assert (summary.lines, summary.unmatched_lines, summary.questions) == (40, 0, 40)
-    rows = [row for index in range(14) for row in shards.read_shard(run, "samples", index).to_pylist()]
+    rows = [row for index in range(14) for row in shards.read_shard_and_footer(run, "samples", index)[0].to_pylist()]
     assert len(rows) == 1319
     for row in rows:
         line = lines.get(row["question_id"], {"responses": [], "gold": row["reference"]})

@@ -44,9 +44,9 @@ def test_every_question_gets_exactly_its_samples_and_its_grades_and_the_pools_ar
     pids = [int(path.name.removeprefix("engine-")) for path in tmp_path.glob("engine-*")]
     alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     assert psutil.wait_procs(alive, timeout=30)[1] == []
-    assert shards.read_shard(run, "samples", 0).schema.remove_metadata().equals(SAMPLES)
-    assert shards.read_shard(run, "grades", 0).schema.remove_metadata().equals(GRADES)
-    rows = [row for index in range(5) for row in shards.read_shard(run, "samples", index).to_pylist()]
+    assert shards.read_shard_and_footer(run, "samples", 0)[0].schema.remove_metadata().equals(SAMPLES)
+    assert shards.read_shard_and_footer(run, "grades", 0)[0].schema.remove_metadata().equals(GRADES)
+    rows = [row for index in range(5) for row in shards.read_shard_and_footer(run, "samples", index)[0].to_pylist()]
     assert [row["question_id"] for row in rows] == [f"q{i}" for i in range(9)]
     for row in rows:
         seed = question_seed(0, 0, row["question_id"])
@@ -56,7 +56,7 @@ def test_every_question_gets_exactly_its_samples_and_its_grades_and_the_pools_ar
         assert row["completion_tokens"] == [c.num_tokens for c in expected]
         assert row["completion_ids"] == [list(c.token_ids or ()) for c in expected]
         assert row["shortfall"] is None
-    grades = [row for index in range(5) for row in shards.read_shard(run, "grades", index).to_pylist()]
+    grades = [row for index in range(5) for row in shards.read_shard_and_footer(run, "grades", index)[0].to_pylist()]
     by_hand = sum(
         rf"\boxed{{{int(row['question_id'][1:]) % 4}}}" in text for row in rows for text in row["completions"]
     )
@@ -132,14 +132,14 @@ def test_grades_of_other_completions_are_redone(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     roll_out(run)
     undisturbed = content(run)
-    shard = shards.read_shard(run, "samples", 0)
+    shard = shards.read_shard_and_footer(run, "samples", 0)[0]
     completions = pa.array([[r"\boxed{0}"] * 4] * 2, SAMPLES.field("completions").type)
     changed = shard.set_column(shard.schema.get_field_index("completions"), SAMPLES.field("completions"), completions)
     shards.write_samples(run, changed, "samples", 0, 4)
 
     summary = grade_samples(run, "samples", "grades", grading=GradingConfig())
 
-    assert shards.read_shard(run, "grades", 0)["num_correct"].to_pylist() == [4, 0]
+    assert shards.read_shard_and_footer(run, "grades", 0)[0]["num_correct"].to_pylist() == [4, 0]
     assert content(run, "grades")["grades/shard-00001.parquet"] == undisturbed["grades/shard-00001.parquet"]
     assert summary.reused_shards == 4
 
@@ -192,7 +192,7 @@ def test_each_model_gets_a_fresh_engine_where_weights_cannot_be_exchanged(tmp_pa
 def test_refused_prompt_is_kept_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (summary,) = roll_out(run, behaviour={"refuse": ["q3"]})
-    row = shards.read_shard(run, "samples", 1).to_pylist()[1]
+    row = shards.read_shard_and_footer(run, "samples", 1)[0].to_pylist()[1]
     assert (row["question_id"], row["completions"], row["shortfall"]) == ("q3", [], "the prompt is too long")
     assert (summary.failed_questions, summary.samples) == (1, 36)
 
@@ -214,7 +214,7 @@ def test_prompt_that_kills_the_engine_is_found_and_given_up(tmp_path: Path) -> N
     (summary,) = roll_out(run, behaviour={"die_on": ["q5"]})
     roll_out(undisturbed)
     assert summary.failed_questions == 1
-    row = shards.read_shard(run, "samples", 2).to_pylist()[1]
+    row = shards.read_shard_and_footer(run, "samples", 2)[0].to_pylist()[1]
     assert row["question_id"] == "q5"
     assert "died 2 times while sampling this question alone" in row["shortfall"]
     others = [{r["question_id"]: r for f in content(x, "samples").values() for r in f} for x in (run, undisturbed)]

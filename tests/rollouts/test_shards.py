@@ -47,7 +47,7 @@ def grade(run: RunDirectory, index: int) -> dict[str, Any]:
     footer = shards.read_footer(run, "samples", index)
     assert footer is not None
     with Grader(GradingConfig()) as grader:
-        grades = grade_table(shards.read_shard(run, "samples", index), grader)
+        grades = grade_table(shards.read_shard_and_footer(run, "samples", index)[0], grader)
     return shards.write_grades(run, grades, "grades", index, footer)
 
 
@@ -65,7 +65,7 @@ def test_footers_hold_the_counts_of_what_was_written(tmp_path: Path) -> None:
     assert written == {"num_samples": 4, "weights": "loaded", "questions_per_shard": None, **counts}
     graded = grade(run, 0)
     assert graded == {"digest": digest, "questions": 3, "correct": 8, "incorrect": 0, "errors": 0, "unanswered": 0}
-    assert shards.read_shard(run, "samples", 0).equals(samples(3, 4, failed=1))
+    assert shards.read_shard_and_footer(run, "samples", 0)[0].equals(samples(3, 4, failed=1))
 
 
 def test_digest_follows_the_completions_and_nothing_else() -> None:
@@ -116,7 +116,7 @@ def test_damaged_shard_is_named_with_its_remedy(tmp_path: Path, damage: bytes) -
     run = make_run(tmp_path)
     Path(run.path("samples")).mkdir()
     Path(run.path("samples", "shard-00000.parquet")).write_bytes(damage)
-    for read in (shards.read_footer, shards.read_shard):
+    for read in (shards.read_footer, shards.read_shard_and_footer):
         with pytest.raises(UserError, match=r"shard-00000.parquet is damaged .*; delete it and run the same command"):
             read(run, "samples", 0)
 
@@ -208,7 +208,7 @@ def test_token_ids_are_stored_as_whole_numbers_which_compress_better_than_a_dict
     run, ids = RunDirectory(str(tmp_path)), [[i % 50, 5, 2**31 - 1] for i in range(4)]
     rows = [{**row, "completion_ids": ids} for row in samples(8, 4).to_pylist()]
     shards.write_samples(run, pa.Table.from_pylist(rows, schema=SAMPLES), "samples", 0, 4)
-    assert shards.read_shard(run, "samples", 0)["completion_ids"].to_pylist() == [ids] * 8
+    assert shards.read_shard_and_footer(run, "samples", 0)[0]["completion_ids"].to_pylist() == [ids] * 8
     group = pq.read_metadata(run.path("samples", shards.shard_name(0))).row_group(0)
     columns = [group.column(i) for i in range(group.num_columns)]
     in_dictionary = {c.path_in_schema.split(".")[0] for c in columns if c.has_dictionary_page}
