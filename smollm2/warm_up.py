@@ -1,8 +1,8 @@
-"""Train the shipped LoRA adapter: SmolLM2-135M-Instruct on worked word problems, seeded; an hour or so of two CPU cores.
+"""Train the shipped LoRA adapter: SmolLM2-135M-Instruct on worked word problems, seeded; a quarter of an hour of one CPU core.
 
 `python -m smollm2.warm_up MODEL DIRECTORY` writes `step-N/` every 25 steps. Not needed to use the adapter in
-`smollm2/adapter/`, which is step 200 of its 250. The rendered prompt is the application's own default, so the model
-is warmed up on what it will be asked. It stops well before the model is good at the problems: self-training needs something
+`smollm2/adapter/`, which is step 200 of its 250. The rendered prompt is the application's own default, so the model is
+warmed up on what it will be asked. It stops well before the model is good at the problems: self-training needs something
 left to learn.
 """
 
