@@ -7,7 +7,7 @@ A and B are run directories, whose arms are paired by name (seeds pooled), or di
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from rich import box
@@ -20,14 +20,15 @@ from east_ray.evaluation.comparison import (
     DEFAULT,
     Difference,
     at_round,
-    difference_of,
+    differences_of,
+    matrix,
     read_correct,
     read_measured,
     seed_groups,
 )
-from east_ray.evaluation.statistics import accuracy_interval, holm
+from east_ray.evaluation.statistics import accuracy_interval
 from east_ray.evaluation.summary import difference_cell, difference_sentence
-from east_ray.formatting import percent
+from east_ray.formatting import interval, percent
 from east_ray.records import UserError
 from east_ray.runs.directory import RunDirectory
 
@@ -68,7 +69,7 @@ def render_comparison(first: str, second: str) -> Group:
     sentences = []
     for pair in pairs:
         sides = zip(pair.accuracies, pair.intervals, strict=True)
-        cells = (f"{percent(mean)} [{100 * low:.1f}, {100 * high:.1f}]" for mean, (low, high) in sides)
+        cells = (f"{percent(mean)} {interval(*ends)}" for mean, ends in sides)
         table.add_row(pair.name, *cells, difference_cell(pair.difference))
         sentences.append(f"{pair.name}: {difference_sentence('A', pair.difference, count, confidence)}")
     return Group(Text(f"A = {first}\nB = {second}"), table, Text("\n".join([*sentences, *notes])))
@@ -82,46 +83,43 @@ def compare_runs(first: str, second: str) -> tuple[list[Pair], list[str], float]
     a, b = open_evaluated(first), open_evaluated(second)
     confidence, matched = a.config.evaluation.confidence, _matched(a, b)
     notes: set[str] = set()
-    pairs = []
+    answers: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     for name, of_a, of_b in matched:
         notes |= check_alike(a, b, of_a[0], of_b[0])
-        correct = {0: [read_correct(a.run, d) for d in of_a], 1: [read_correct(b.run, d) for d in of_b]}
-        ids = list(correct[0][0])
-        both = [np.array([[answers[i] for i in ids] for answers in found]) for found in correct.values()]
+        sides = [{d: read_correct(side.run, d) for d in found} for side, found in ((a, of_a), (b, of_b))]
+        ids = sides[0][of_a[0]]
+        answers[name] = (matrix(sides[0], of_a, ids), matrix(sides[1], of_b, ids), "B")
+    pairs = []
+    for name, difference in differences_of(answers, confidence).items():
+        both = answers[name][:2]
+        accuracies = tuple(float(side_S_Q.mean()) for side_S_Q in both)
         intervals = tuple(accuracy_interval(side_S_Q, confidence) for side_S_Q in both)
-        difference = difference_of(both[0], both[1], "B", confidence, comparisons=len(matched))
-        pairs.append(Pair(name, len(ids), tuple(float(side.mean()) for side in both), intervals, difference))
-    adjusted = holm([pair.difference.p_value for pair in pairs])
-    pairs = [
-        replace(pair, difference=replace(pair.difference, p_adjusted=p))
-        for pair, p in zip(pairs, adjusted, strict=True)
-    ]
+        pairs.append(Pair(name, both[0].shape[1], accuracies, intervals, difference))
     return pairs, sorted(notes), confidence
 
 
 def open_evaluated(uri: str) -> Evaluated:
     """A run's evaluated models after the round that all arms share, or the one model of a directory inside a run."""
     root, inside = uri.rstrip("/"), ""
-    while not RunDirectory(root).exists("config.json"):
+    while not (here := RunDirectory(root)).exists("config.json") or here.exists("training.json"):  # that is a model's
         parent, _, name = root.rpartition("/")
         if not parent or parent.endswith(":/"):
             raise UserError(f"{uri} is neither a run directory nor inside one: no config.json there or above it")
         root, inside = parent, f"{name}/{inside}".rstrip("/")
-    run = RunDirectory(root)
+    run, inside = here, inside.removesuffix("/model").removesuffix("/evaluation")
     config = run.config()
     if inside:
-        directory = inside.removesuffix("/model").removesuffix("/evaluation")
-        if not run.exists(directory, "evaluation", "metrics.json"):
-            raise UserError(f"{run.uri_of(directory)} holds no evaluation; run `east-ray evaluate CONFIG` first")
-        name = DEFAULT if directory == "base" else directory.rpartition("/")[2]
-        return Evaluated(uri, run, config, {name: (f"{directory}/evaluation",)})
-    measured = at_round(config, read_measured(run, config, "evaluation"))
-    groups = {DEFAULT: (DEFAULT,), **seed_groups(config)}
-    found = {
-        name: tuple(measured[member].directory for member in members)
-        for name, members in groups.items()
-        if all(member in measured for member in members)
-    }
+        name = DEFAULT if inside == "base" else inside.rpartition("/")[2]
+        is_evaluated = run.exists(inside, "evaluation", "metrics.json")
+        found = {name: (f"{inside}/evaluation",)} if is_evaluated else {}
+    else:
+        measured = at_round(config, read_measured(run, config, "evaluation"))
+        groups = {DEFAULT: (DEFAULT,), **seed_groups(config)}
+        found = {
+            name: tuple(measured[member].directory for member in members)
+            for name, members in groups.items()
+            if measured.keys() >= set(members)
+        }
     if not found:
         raise UserError(f"{uri} holds no evaluation; run `east-ray evaluate CONFIG` first")
     return Evaluated(uri, run, config, found)
@@ -150,8 +148,8 @@ def check_alike(a: Evaluated, b: Evaluated, of_a: str, of_b: str) -> set[str]:
     """Notes on other settings that differ. UserError, by name, where questions, references, prompts or graders do."""
     asked = []
     for side, directory in ((a, of_a), (b, of_b)):
-        ids = set(read_correct(side.run, directory))
         rows = side.run.read_table("questions", "test.parquet", columns=ASKED).to_pylist()
+        ids = read_correct(side.run, directory)
         asked.append({row["question_id"]: row for row in rows if row["question_id"] in ids})
     where = f"{a.uri} and {b.uri} cannot be compared: "
     only_a, only_b = sorted(asked[0].keys() - asked[1].keys()), sorted(asked[1].keys() - asked[0].keys())
@@ -168,19 +166,16 @@ def check_alike(a: Evaluated, b: Evaluated, of_a: str, of_b: str) -> set[str]:
         differ = [name for name, row in asked[0].items() if row[column] != asked[1][name][column]]
         if differ:
             raise UserError(f"{where}different {what} for {len(differ)} questions, e.g. {differ[0]!r}; {remedy}")
-    graders = [side.config.grading.identity() for side in (a, b)]
-    settings = [(side.run.manifest(d) or {"settings": {}})["settings"] for side, d in ((a, of_a), (b, of_b))]
-    differ = [
-        f"grading.{name} = {graders[0][name]} and {graders[1][name]}"
-        for name in graders[0]
-        if graders[0][name] != graders[1][name]
-    ]
-    if differ or settings[0].get("grading") != settings[1].get("grading"):
+    mine, theirs = (side.config.grading.identity() for side in (a, b))
+    differ = [f"grading.{name} = {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+    of_run = [(side.run.manifest(d) or {"settings": {}})["settings"] for side, d in ((a, of_a), (b, of_b))]
+    settings = {name: [found.get(name) for found in of_run] for name in ("grading", *NOTED)}
+    if differ or settings["grading"][0] != settings["grading"][1]:
         raise UserError(
-            f"{where}different graders ({', '.join(differ) or 'one was configured otherwise since'}); evaluate one again with the other's [grading] settings"
+            f"{where}different graders ({', '.join(differ) or 'one was configured otherwise since'}); evaluate one again "
+            "with the other's [grading] settings"
         )
+    noted = {dotted: settings[name] for name, dotted in NOTED.items()}
     return {
-        f"{dotted} differs: {settings[0].get(name)} (A), {settings[1].get(name)} (B)."
-        for name, dotted in NOTED.items()
-        if settings[0].get(name) != settings[1].get(name)
+        f"{dotted} differs: {a_has} (A), {b_has} (B)." for dotted, (a_has, b_has) in noted.items() if a_has != b_has
     }

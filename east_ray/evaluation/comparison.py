@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from east_ray.config.load import Arm, Config
+from east_ray.config.load import Config
 from east_ray.evaluation.statistics import (
     accuracy_interval,
     holm,
@@ -89,40 +89,36 @@ def vanilla_arms(config: Config) -> dict[str, str]:
 
     Vanilla arms map to themselves. `differing_settings` says what else differs.
     """
-    plain = [arm for arm in config.arms if _is_plain(config, arm)]
+    configs = arm_configs(config)
     result = {}
-    for arm in config.arms:
-        own = config.for_arm(arm)
-        twins = [
-            other
-            for other in plain
-            if (theirs := config.for_arm(other)).run.seed == own.run.seed and theirs.training.loss == own.training.loss
-        ]
-        if arm in plain:
-            result[arm.name] = arm.name
+    for name, own in configs.items():
+        twins = [twin for twin, theirs in configs.items() if _is_plain(theirs) and _shares(own, theirs)]
+        if name in twins:
+            result[name] = name
         elif twins:
-            result[arm.name] = min(twins, key=lambda twin: len(differing_settings(config, arm, twin))).name
+            result[name] = min(twins, key=lambda twin: len(differing_settings(own, configs[twin])))
     return result
 
 
-def differing_settings(config: Config, arm: Arm, other: Arm) -> tuple[str, ...]:
-    """Training settings that differ besides the weights, e.g. `training.epochs 10 (vanilla: 3)`."""
-    own, theirs = (_flat(config.for_arm(a).training.identity(), "training") for a in (arm, other))
-    names = [name for name in sorted(own) if own[name] != theirs.get(name) and name != "training.local_weight"]
-    return tuple(f"{name} {own[name]} ({other.name}: {theirs.get(name)})" for name in names)
+def arm_configs(config: Config) -> dict[str, Config]:
+    """The config of every arm by its name."""
+    return {arm.name: config.for_arm(arm) for arm in config.arms}
+
+
+def differing_settings(own: Config, baseline: Config) -> tuple[str, ...]:
+    """Training settings of two arms that differ besides the weights, e.g. `training.epochs 10 (vanilla: 3)`."""
+    mine, theirs = (flatten(arm.training.identity(), "training.") for arm in (own, baseline))
+    names = [name for name in sorted(mine) if mine[name] != theirs.get(name) and name != "training.local_weight"]
+    return tuple(f"{name} {mine[name]} ({baseline.arms[0].name}: {theirs.get(name)})" for name in names)
 
 
 def seed_groups(config: Config) -> dict[str, tuple[str, ...]]:
     """Name -> arms that differ in run.seed alone. A group of several is named by what its arms' names share."""
     groups: dict[str, dict[int, str]] = {}
+    left_out: Any = {"arms": True, "sweep": True, "reproduce": True, "run": {"seed"}}
     for arm in config.arms:
         own = config.for_arm(arm)
-        settings = {
-            "rounds": arm.rounds or config.run.rounds,
-            **own.model_dump(mode="json", exclude={"arms", "sweep", "reproduce"}),
-        }
-        settings["run"] = {key: value for key, value in settings["run"].items() if key != "seed"}
-        key = json.dumps(settings, sort_keys=True)
+        key = json.dumps([arm.rounds or config.run.rounds, own.model_dump(mode="json", exclude=left_out)])
         if own.run.seed in groups.get(key, {}):  # an equal arm, not another seed of it
             key += arm.name
         groups.setdefault(key, {})[own.run.seed] = arm.name
@@ -163,16 +159,27 @@ def compare(run: RunDirectory, config: Config, measured: Mapping[str, Measured])
         low, high = accuracy_interval(answers_S_Q, confidence)
         accuracy, unpaired = float(answers_S_Q.mean()), _without_vanilla(config, members)
         rows[name] = Comparison(name, members, len(ids), accuracy, low, high, None, None, unpaired)
+    configs = arm_configs(config)
     for column, baseline_of in _baselines(config, groups, correct).items():
-        found = {}
-        for name, twins in baseline_of.items():
-            pair = matrix(correct, groups[name], ids), matrix(correct, twins, ids)
-            found[name] = difference_of(*pair, _shared_name(twins), confidence, comparisons=len(baseline_of))
-        adjusted = holm([d.p_value for d in found.values()])
-        for (name, d), p_adjusted in zip(found.items(), adjusted, strict=True):
-            differs = _differs(config, groups[name][0], baseline_of[name][0])
-            rows[name] = replace(rows[name], **{column: replace(d, p_adjusted=p_adjusted, differs=differs)})
+        found = differences_of(
+            {
+                name: (matrix(correct, groups[name], ids), matrix(correct, twins, ids), _shared_name(twins))
+                for name, twins in baseline_of.items()
+            },
+            confidence,
+        )
+        for name, d in found.items():
+            own, baseline = configs[groups[name][0]], configs.get(baseline_of[name][0])
+            differs = differing_settings(own, baseline) if baseline else ()
+            rows[name] = replace(rows[name], **{column: replace(d, differs=differs)})
     return list(rows.values())
+
+
+def differences_of(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, str]], confidence: float) -> dict[str, Difference]:
+    """`difference_of` each (arm, baseline, name of the baseline), with p-values corrected over all of them."""
+    found = {name: difference_of(*pair, confidence, comparisons=len(pairs)) for name, pair in pairs.items()}
+    adjusted = holm([d.p_value for d in found.values()])
+    return {name: replace(d, p_adjusted=p) for (name, d), p in zip(found.items(), adjusted, strict=True)}
 
 
 def difference_of(
@@ -239,33 +246,26 @@ def _baselines(
     }
 
 
-def _differs(config: Config, name: str, baseline: str) -> tuple[str, ...]:
-    if baseline == DEFAULT:
-        return ()
-    arms = {arm.name: arm for arm in config.arms}
-    return differing_settings(config, arms[name], arms[baseline])
-
-
 def _without_vanilla(config: Config, members: Sequence[str]) -> tuple[str, ...]:
     """Those of a row's arms that have no vanilla arm of their seed, where there is one of the same loss."""
-    vanilla, arms = vanilla_arms(config), {arm.name: arm for arm in config.arms}
-    losses = {config.for_arm(arm).training.loss for arm in config.arms if _is_plain(config, arm)}
-    return tuple(
-        m for m in members if m != DEFAULT and m not in vanilla and config.for_arm(arms[m]).training.loss in losses
-    )
+    vanilla, configs = vanilla_arms(config), arm_configs(config)
+    losses = {own.training.loss for own in configs.values() if _is_plain(own)}
+    return tuple(m for m in members if m in configs and m not in vanilla and configs[m].training.loss in losses)
 
 
-def _is_plain(config: Config, arm: Arm) -> bool:
-    own = config.for_arm(arm)
+def _is_plain(own: Config) -> bool:
     return own.weighting.mapping == "power" and own.weighting.exponent == 0 and own.training.local_weight == "none"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Settings by dotted name."""
+def _shares(own: Config, theirs: Config) -> bool:
+    return (own.run.seed, own.training.loss) == (theirs.run.seed, theirs.training.loss)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by dotted name."""
     flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}.{key}"
-        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 

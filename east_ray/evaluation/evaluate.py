@@ -91,9 +91,7 @@ def evaluate(
     sampled = sampling.model_copy(
         update={**shared, "num_samples": evaluation.num_samples, "temperature": evaluation.temperature}
     )
-    for settings, parent in ((greedy, ""), (sampled, "sampled/")):
-        if not settings.num_samples:
-            continue
+    for settings, parent in ((greedy, ""), (sampled, "sampled/"))[: 1 + bool(evaluation.num_samples)]:
         run_rollouts(
             run,
             [
@@ -124,12 +122,8 @@ def collect(run: RunDirectory, questions: str, output: str) -> pa.Table:
 
     A question whose completion failed is an error, never a wrong answer. UserError when a question has no row at all.
     """
-    grades = {
-        row["question_id"]: row
-        for row in run.read_table(
-            output, "grades", columns=["question_id", "answers", "verdicts", "truncated"]
-        ).to_pylist()
-    }
+    found = run.read_table(output, "grades", columns=["question_id", "answers", "verdicts", "truncated"])
+    grades = {row["question_id"]: row for row in found.to_pylist()}
     lengths = run.read_table(output, "samples", columns=["question_id", "completion_tokens"]).to_pydict()
     tokens = dict(zip(lengths["question_id"], lengths["completion_tokens"], strict=True))
     rows = []
@@ -158,21 +152,17 @@ def collect(run: RunDirectory, questions: str, output: str) -> pa.Table:
 
 def summarise(table: pa.Table, confidence: float, sampled: pa.Table | None = None) -> EvaluationSummary:
     """The figures of metrics.json from EVALUATIONS rows, and from the GRADES of sampled completions if there are any."""
-    correct = np.asarray(table["correct"])
-    columns = {name: table[name].to_pylist() for name in ("verdict", "answer", "level", "subject")}
+    correct, is_error = np.asarray(table["correct"]), np.asarray(table["verdict"]) == ERROR
     pass_at, maj_at = _at_k(sampled) if sampled is not None else ({}, {})
     return EvaluationSummary(
         overall=accuracy_of(correct, confidence),
         confidence=confidence,
         mean_tokens=float(np.mean(np.asarray(table["tokens"]))),
         truncated_share=float(np.mean(np.asarray(table["truncated"]))),
-        no_answer_share=sum(
-            a is None and v != ERROR for a, v in zip(columns["answer"], columns["verdict"], strict=True)
-        )
-        / len(correct),
-        error_share=columns["verdict"].count(ERROR) / len(correct),
-        by_level=_by_group(columns["level"], correct, confidence),
-        by_subject=_by_group(columns["subject"], correct, confidence),
+        no_answer_share=float(np.mean(np.asarray(table["answer"].is_null()) & ~is_error)),
+        error_share=float(np.mean(is_error)),
+        by_level=_by_group(table["level"], correct, confidence),
+        by_subject=_by_group(table["subject"], correct, confidence),
         pass_at_k=pass_at,
         maj_at_k=maj_at,
     )
@@ -187,9 +177,9 @@ def accuracy_of(correct: np.ndarray, confidence: float) -> Accuracy:
     return Accuracy(len(correct), num_correct, num_correct / len(correct), low, high)
 
 
-def _by_group(groups: list[str | None], correct: np.ndarray, confidence: float) -> dict[str, Accuracy]:
+def _by_group(groups: pa.ChunkedArray, correct: np.ndarray, confidence: float) -> dict[str, Accuracy]:
     """Accuracy of every level or subject, sorted by name; empty when questions have none."""
-    names = np.array(["" if group is None else group for group in groups])
+    names = np.asarray(groups.fill_null(""))
     return {str(name): accuracy_of(correct[names == name], confidence) for name in np.unique(names[names != ""])}
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from east_ray.evaluation.comparison import DEFAULT, Comparison, Difference, at_round, compare, read_measured
 from east_ray.evaluation.statistics import minimum_detectable_effect
-from east_ray.formatting import counted, points, probability
+from east_ray.formatting import counted, interval, percent, points, points_interval, probability
 from east_ray.runs.directory import RunDirectory
 
 DISAGREEMENT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the questions that two models may answer differently
@@ -48,7 +48,7 @@ def render_table(run: RunDirectory) -> Group | None:
     for name in ("accuracy", "to default", "to vanilla"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        accuracy = f"{100 * row.accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        accuracy = f"{percent(row.accuracy)} {interval(row.low, row.high)}"
         table.add_row(row.name, accuracy, difference_cell(row.to_default), difference_cell(row.to_vanilla))
     summary = describe(rows, confidence)
     return Group(table, Text("\n".join([f"{summary.headline}.", *summary.sentences])))
@@ -62,20 +62,19 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Summary:
     trained = [row for row in rows if row.name != DEFAULT]
     if not trained:
         return Summary(
-            f"Before training: {100 * rows[0].accuracy:.1f}% of {counted(rows[0].num_questions, 'question')}", ()
+            f"Before training: {percent(rows[0].accuracy)} of {counted(rows[0].num_questions, 'question')}", ()
         )
     weighted = [(row, row.to_vanilla) for row in trained if row.to_vanilla is not None]
     sentences = []
     if default is not None:
         first = next((row for row in trained if row.to_vanilla is None), trained[0])
         sentences.append(_training_sentence(default, first, confidence))
-    clear = [(row, d) for row, d in weighted if is_significant(d, confidence)]
-    unclear = [(row, d) for row, d in weighted if not is_significant(d, confidence)]
-    sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in clear]
+    told = sorted(weighted, key=lambda pair: not is_significant(pair[1], confidence))
+    unclear = [d for _, d in weighted if not is_significant(d, confidence)]
     if len(unclear) > MAX_SENTENCES:
-        sentences.append(_together([d for _, d in unclear]))
-    else:
-        sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in unclear]
+        told = told[: -len(unclear)]
+    sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in told]
+    sentences += [_together(unclear)] if len(unclear) > MAX_SENTENCES else []
     sentences += [
         f"{row.name} is not compared with plain self-training: no vanilla arm has the seed of {', '.join(row.unpaired)}."
         for row in trained
@@ -121,7 +120,7 @@ def difference_cell(d: Difference | None) -> str:
     """A difference as a cell of a terminal's table: points, interval, adjusted p; empty without one."""
     if d is None:
         return ""
-    return f"{points(d.estimate)} [{points(d.low)}, {points(d.high)}]\np {probability(d.p_adjusted)}"
+    return f"{points(d.estimate)} {points_interval(d.low, d.high)}\np {probability(d.p_adjusted)}"
 
 
 def seeds(rows: Sequence[Comparison]) -> str:
@@ -132,10 +131,10 @@ def seeds(rows: Sequence[Comparison]) -> str:
 
 def _headline_of_training(row: Comparison, default: Comparison | None, confidence: float) -> str:
     if row.to_default is None or default is None:
-        return f"After training: {100 * row.accuracy:.1f}% of {counted(row.num_questions, 'question')}"
+        return f"After training: {percent(row.accuracy)} of {counted(row.num_questions, 'question')}"
     if not is_significant(row.to_default, confidence):
         return f"No significant difference to the base model ({points(row.to_default.estimate)} points)"
-    return f"Training moved accuracy from {100 * default.accuracy:.1f}% to {100 * row.accuracy:.1f}%"
+    return f"Training moved accuracy from {percent(default.accuracy)} to {percent(row.accuracy)}"
 
 
 def _headline_of_weights(weighted: Sequence[tuple[Comparison, Difference]], confidence: float) -> str:
@@ -163,7 +162,7 @@ def _training_sentence(default: Comparison, row: Comparison, confidence: float) 
     assert d is not None
     if d.gained == d.lost == 0:
         return f"{row.name} answers the same of {counted(row.num_questions, 'question')} correctly as the base model."
-    moved = f"{row.name}: {100 * default.accuracy:.1f}% \u2192 {100 * row.accuracy:.1f}%"
+    moved = f"{row.name}: {percent(default.accuracy)} \u2192 {percent(row.accuracy)}"
     end = "" if is_significant(d, confidence) else ": not significant"
     by = _known(d, confidence).replace(" points", " points over the base model", 1)
     return f"{moved} ({by}, {_p(d)}){end}."
@@ -180,7 +179,7 @@ def _together(differences: Sequence[Difference]) -> str:
 
 
 def _known(d: Difference, confidence: float) -> str:
-    return f"{points(d.estimate)} points, {confidence:.0%} CI [{points(d.low)}, {points(d.high)}]"
+    return f"{points(d.estimate)} points, {confidence:.0%} CI {points_interval(d.low, d.high)}"
 
 
 def _p(d: Difference) -> str:

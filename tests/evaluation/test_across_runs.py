@@ -60,6 +60,8 @@ def test_arms_of_two_runs_are_paired_by_name_under_holms_correction(tmp_path: Pa
 @pytest.mark.parametrize("ending", ["", "/", "/model", "/evaluation"])
 def test_two_models_of_one_run_are_compared_by_their_directories(tmp_path: Path, ending: str) -> None:
     run, _ = two_runs(tmp_path)
+    for name in ("config.json", "training.json"):  # as a trained model's directory has them
+        run.write_json({"architectures": []}, f"round-00/arms/east/model/{name}")
     (pair,), _, _ = compare_runs(f"{run.uri}/round-00/arms/east{ending}", f"{run.uri}/base")
     assert pair.name == "east (A), default (B)"
     assert pair.difference.gained > pair.difference.lost
