@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,14 @@ class Chapter:
     text: str = ""
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
+
+
+def chapter(
+    id: str, short: str, title: str, text: str = "", figures: Sequence[Figure] = (), tables: Sequence[Table | None] = ()
+) -> Chapter | None:
+    """A chapter of the figures and the tables with rows; None without any."""
+    filled = tuple(table for table in tables if table and table.rows)
+    return Chapter(id, short, title, text, tuple(figures), filled) if figures or filled else None
 
 
 @dataclass(frozen=True)

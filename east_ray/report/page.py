@@ -9,20 +9,19 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import re
 from dataclasses import asdict
 from importlib import resources
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from east_ray import formatting
-from east_ray.evaluation.comparison import DEFAULT, Comparison
+from east_ray.evaluation.comparison import DEFAULT, Comparison, flatten
 from east_ray.evaluation.summary import describe, seeds
 from east_ray.figures.drawing import EAST, FULL, HALF, NARROW, NEUTRAL, VANILLA, Figure, png, svg, to_csv
 from east_ray.report import process, question_browser, results
-from east_ray.report.data import Chapter, ReportData, figure5_name, gather_report_data
+from east_ray.report.data import Chapter, ReportData, gather_report_data
 from east_ray.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -36,9 +35,10 @@ def write_report(run: RunDirectory) -> str:
     data = gather_report_data(run, run.config())
     made = [make(data) for make in (
         results.result, results.table_1, results.exponents, results.rounds, results.uncertainty, process.weights,
-        process.training, process.details, _questions, process.cost, _provenance,
+        process.training, process.details, _questions, process.cost,
     )]  # fmt: skip
     chapters = [chapter for chapter in made if chapter is not None]
+    chapters.append(Chapter("provenance", "Provenance", "Where these results come from"))
     for figure in (figure for chapter in chapters for figure in chapter.figures):
         run.write_bytes(png(figure), "report", f"{figure.name}.png")
         run.write_bytes(to_csv(figure.rows), "report", f"{figure.name}.csv")
@@ -69,15 +69,11 @@ def render_page(f: ReportData, chapters: list[Chapter]) -> str:
         facts=_facts(f),
         note=_note(f),
         confidence=f"{f.config.evaluation.confidence:.0%}",
-        corrected={
-            column: sum(getattr(row, column) is not None for row in f.comparisons)
-            for column in ("to_default", "to_vanilla")
-        },
         draw=_draw,
         cells=_cells,
-        provenance=list(_provenance_rows(f)),
+        provenance=_provenance_rows(f),
         config_text=json.dumps(f.config.model_dump(mode="json"), indent=2),
-        data=Markup(question_browser.embed_json({"sources": _sources(f)})),
+        data=Markup(question_browser.embed_json({"sources": question_browser.sources(f)})),
         script_hash=SCRIPT_HASH,
     )
     script = page.rpartition("<script>")[2].partition("</script>")[0]
@@ -148,12 +144,8 @@ def _note(f: ReportData) -> str:
         notes.append("Minimum detectable effect: the true difference that would be found significant with 80% power.")
         notes.append("Vanilla is the arm with all weights 1 and the same loss and seed.")
         mixed = [f"{name}: {', '.join(d.differs)}" for name, d in differences.items() if d.differs]
-        notes += (
-            [f"Other settings differ too, so these differences are not of the weights alone: {'; '.join(mixed)}."]
-            if mixed
-            else []
-        )
-        notes += [] if mixed else ["All other training settings are equal."]
+        others = f"Other settings differ too, so these differences are not of the weights alone: {'; '.join(mixed)}."
+        notes.append(others if mixed else "All other training settings are equal.")
     plain = set(f.vanilla.values())
     without = [row.name for row in f.comparisons if row.members[0] not in {DEFAULT, *plain} and not row.to_vanilla]
     if plain and without:
@@ -177,31 +169,13 @@ def _questions(f: ReportData) -> Chapter | None:
     )
 
 
-def _sources(f: ReportData) -> list[dict[str, Any]]:
-    directories = f.weight_directories()
-    names = {directory: f.weight_columns(directory) for directory in directories.values()}
-    found = question_browser.sources(f.run, directories, {path: list(columns) for path, columns in names.items()})
-    for source, directory in zip(found, directories.values(), strict=True):
-        source["figure"] = figure5_name(directory)
-        source["mappings"] = [names[directory][column] for column in source["mappings"]]
-    return found
-
-
-def _provenance(f: ReportData) -> Chapter:
-    return Chapter("provenance", "Provenance", "Where these results come from")
-
-
-def _provenance_rows(f: ReportData) -> Iterator[tuple[str, str]]:
-    """provenance.json, flattened: a.b -> value."""
-
-    def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from walk(f"{prefix} {key}".strip(), item)
-        elif isinstance(value, list):
-            yield prefix, ", ".join(map(str, value)) or "none"
-        elif value is not None:
-            yield prefix.replace("_", " "), {"True": "yes", "False": "no"}.get(str(value), str(value))
-
-    yield "run directory", f.run.uri
-    yield from walk("", f.run.read_json("provenance.json") if f.run.exists("provenance.json") else {})
+def _provenance_rows(f: ReportData) -> list[tuple[str, str]]:
+    """provenance.json, flattened: a b -> value."""
+    found = flatten(f.run.read_json("provenance.json") if f.run.exists("provenance.json") else {})
+    texts = {list: lambda value: ", ".join(map(str, value)) or "none", bool: lambda value: "yes" if value else "no"}
+    rows = [
+        (re.sub("[_.]", " ", name), texts.get(type(value), str)(value))
+        for name, value in found.items()
+        if value is not None
+    ]
+    return [("run directory", f.run.uri), *rows]

@@ -1,12 +1,11 @@
-"""The paper's Table 1 (Wang et al. 2025, arXiv 2503.23913), to compare ours with.
-
-Accuracies in percent on the standard test splits, one run each, published without intervals.
-"""
+"""The paper's Table 1 (`paper.toml`), to compare ours with, and which of its columns a run repeats."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 METHODS = ("vanilla", "lw-w", "lw-p", "east")  # the rows of Table 1 under each loss, in its order
 
@@ -18,7 +17,7 @@ class Column:
     model: str
     dataset: str
     default: float
-    table: dict[str, tuple[float, float, float, float]]  # loss -> accuracies in the order of METHODS
+    table: dict[str, dict[str, float]]  # loss -> method -> accuracy
 
     @property
     def title(self) -> str:
@@ -27,43 +26,12 @@ class Column:
 
     def accuracy(self, loss: str, method: str) -> float:
         """Accuracy, percent, e.g. of ("dpo", "east")."""
-        return self.table[loss][METHODS.index(method)]
+        return self.table[loss][method]
 
 
-COLUMNS = (
-    Column(
-        "Llama-3.2-1B-Instruct",
-        "GSM8K",
-        46.2,
-        {"sft": (50.1, 50.9, 51.2, 51.8), "dpo": (50.2, 50.9, 50.3, 51.9), "kto": (53.0, 52.9, 52.9, 53.0)},
-    ),
-    Column(
-        "Llama-3.2-1B-Instruct",
-        "MATH",
-        28.5,
-        {"sft": (28.4, 28.5, 28.4, 29.4), "dpo": (28.7, 28.1, 28.4, 29.7), "kto": (28.8, 28.2, 28.9, 29.9)},
-    ),
-    Column(
-        "Llama-3.1-8B-Instruct",
-        "GSM8K",
-        82.8,
-        {"sft": (85.0, 84.8, 85.1, 86.1), "dpo": (84.6, 85.1, 85.2, 85.4), "kto": (83.9, 84.3, 83.9, 85.1)},
-    ),
-    Column(
-        "Llama-3.1-8B-Instruct",
-        "MATH",
-        50.4,
-        {"sft": (50.0, 50.9, 50.8, 51.2), "dpo": (50.1, 50.2, 50.8, 50.9), "kto": (48.9, 49.1, 49.1, 51.0)},
-    ),
-)
-
-
-HUB_NAMES = {
-    "openai/gsm8k": "GSM8K",
-    "digitallearninggmbh/math-lighteval": "MATH",
-    "eleutherai/hendrycks_math": "MATH",
-    "hendrycks/competition_math": "MATH",
-}
+PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8"))
+COLUMNS = tuple(Column(**column) for column in PAPER["columns"])
+HUB_NAMES: dict[str, str] = PAPER["hub_names"]
 
 
 def column_for(model: str, train: str, test: str | None) -> Column | None:

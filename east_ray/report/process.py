@@ -18,7 +18,7 @@ from east_ray.figures import charts
 from east_ray.figures.drawing import Figure
 from east_ray.formatting import duration, percent
 from east_ray.preflight.actual import recorded_comparison
-from east_ray.report.data import Chapter, ReportData, Table, slug, titled
+from east_ray.report.data import Chapter, ReportData, Table, chapter, slug, titled
 from east_ray.weighting.mappings import effective_sample_size
 from east_ray.weighting.weigh import COUNT_COLUMNS
 
@@ -76,17 +76,14 @@ def weights(f: ReportData) -> Chapter | None:
             rows.append(
                 (label, f"{len(v):,}", f"{size:,.0f}", f"{size / len(v):.0%}", f"{v.min():.3g}", f"{v.max():.3g}")
             )
-    if not figures:
-        return None
-    table = Table(
-        ("weights of", "kept questions", "effective sample size", "share", "smallest", "largest"),
-        tuple(rows),
-        "Effective sample size, (\u2211w)\u00b2 / \u2211w\u00b2: the number of equally weighted questions that carry as much information. "
-        "Plain self-training has all of them.",
+    columns = ("weights of", "kept questions", "effective sample size", "share", "smallest", "largest")
+    caption = (
+        "Effective sample size, (\u2211w)\u00b2 / \u2211w\u00b2: the number of equally weighted questions that carry as much "
+        "information. Plain self-training has all of them."
     )
+    tables = (Table(columns, tuple(rows), caption), completions_table(f), left_out_table(f))
     title = "What was trained on, and how much each question counts"
-    tables = (table, completions_table(f), left_out_table(f))
-    return Chapter("weights", "Weights", title, "", tuple(figures), tuple(table for table in tables if table.rows))
+    return chapter("weights", "Weights", title, figures=figures, tables=tables)
 
 
 def completions_table(f: ReportData) -> Table:
@@ -117,12 +114,8 @@ def left_out_table(f: ReportData) -> Table:
         for reason, count in Counter(row["reason"] for row in questions if row["reason"]).most_common():
             ids = [row["question_id"] for row in questions if row["reason"] == reason][:MAX_IDS]
             rows.append((prefix + reason, f"{count:,}", ", ".join(ids) + (", ..." if count > len(ids) else "")))
-    return Table(
-        ("left out because", "questions", "which"),
-        tuple(rows),
-        "Questions left out of training; the list below shows any of them.",
-        words=True,
-    )
+    caption = "Questions left out of training; the list below shows any of them."
+    return Table(("left out because", "questions", "which"), tuple(rows), caption, words=True)
 
 
 def training(f: ReportData) -> Chapter | None:
@@ -147,10 +140,7 @@ def training(f: ReportData) -> Chapter | None:
                 name, full_title = f"training_{loss}_{slug(key)}", f"{title} ({loss.upper()})"
                 figures.append(charts.training_curve(name, full_title, label, caption + note, shown))
     text = f"Of an arm's {most_seeds} seeds the first is drawn." if most_seeds > 1 else ""
-    table = training_table(f)
-    if not figures and not table.rows:
-        return None
-    return Chapter("training", "Training", "How training went", text, tuple(figures), (table,) if table.rows else ())
+    return chapter("training", "Training", "How training went", text, figures, [training_table(f)])
 
 
 def training_table(f: ReportData) -> Table:
@@ -191,11 +181,7 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def details(f: ReportData) -> Chapter | None:
     """Everything metrics.json knows beyond the headline, for the models that were compared; the mean of an arm's seeds."""
     metrics = {row.name: mean_of([f.metrics[f.compared[member]] for member in row.members]) for row in f.comparisons}
-    if not metrics:
-        return None
-    tables = [greedy_table(metrics)]
-    tables += [table for title in ("level", "subject") if (table := group_table(metrics, title))]
-    figures = []
+    figures, tables = [], [greedy_table(metrics), *(group_table(metrics, title) for title in ("level", "subject"))]
     if sampled := {name: m for name, m in metrics.items() if m["pass_at_k"]}:
         ks = list(dict.fromkeys(k for m in sampled.values() for k in m["maj_at_k"]))
         body = tuple((name, *(percent(m["maj_at_k"].get(k, 0.0)) for k in ks)) for name, m in sampled.items())
@@ -205,22 +191,19 @@ def details(f: ReportData) -> Chapter | None:
             for name, m in list(sampled.items())[:MAX_CURVES]
         }
         figures.append(charts.pass_at_k_curve(curves))
-    return Chapter("details", "Details", "The evaluation in detail", "", tuple(figures), tuple(tables))
+    return chapter("details", "Details", "The evaluation in detail", figures=figures, tables=tables)
 
 
 def greedy_table(metrics: Mapping[str, dict[str, Any]]) -> Table:
     """Greedy answers: length, and the shares truncated, unanswered and not gradable."""
+    shares = ("truncated_share", "no_answer_share", "error_share")
+    rows = [
+        (name, percent(m["overall"]["accuracy"]), f"{m['mean_tokens']:,.1f}", *(percent(m[key]) for key in shares))
+        for name, m in metrics.items()
+    ]
     return Table(
         ("model", "accuracy", "mean tokens", "truncated", "no answer", "not gradable"),
-        tuple(
-            (
-                name,
-                percent(m["overall"]["accuracy"]),
-                f"{m['mean_tokens']:,.1f}",
-                *(percent(m[key]) for key in ("truncated_share", "no_answer_share", "error_share")),
-            )
-            for name, m in metrics.items()
-        ),
+        tuple(rows),
         "Greedy decoding. Questions whose answer could not be graded count as not correct, so accuracy may be too low by "
         "up to their share.",
     )
@@ -276,7 +259,7 @@ def cost(f: ReportData) -> Chapter | None:
         pool, figures = recorded
         note = f"The plan for {pool}, recorded when the run began, and what was measured."
         tables.append(Table(("plan", "planned", "measured"), tuple(figure.cells for figure in figures), note))
-    return Chapter("cost", "Cost", "Time and tokens", tables=tuple(tables))
+    return chapter("cost", "Cost", "Time and tokens", tables=tables)
 
 
 def tokens_of(facts: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from east_ray.records import CORRECT
+from east_ray.report.data import ReportData, figure5_name
 from east_ray.runs.directory import RunDirectory
 
 MAX_QUESTIONS = 2000  # rows of the list, over all rounds and arms
@@ -30,13 +31,12 @@ TEXT_COLUMNS = ("question", "reference", "level", "subject")
 GRADE_COLUMNS = ("answers", "verdicts", "clusters", "cluster_sizes", "cluster_verdicts", "num_samples")
 
 
-def sources(
-    run: RunDirectory, directories: Mapping[str, str], mappings: Mapping[str, Sequence[str]]
-) -> list[dict[str, Any]]:
-    """One source per set of graded samples. `directories`: name shown -> directory; `mappings`: directory -> weight columns."""
-    questions, text_bytes = MAX_QUESTIONS // max(len(directories), 1), COMPLETIONS_BYTES // max(len(directories), 1)
+def sources(f: ReportData) -> list[dict[str, Any]]:
+    """One source per set of graded samples, with the name of the figure whose dots are its questions."""
+    directories = f.weight_directories()
+    most, most_bytes = (limit // max(len(directories), 1) for limit in (MAX_QUESTIONS, COMPLETIONS_BYTES))
     return [
-        _source(run, name, directory, mappings[directory], questions, text_bytes)
+        {"name": name, "figure": figure5_name(directory), **_source(f, directory, most, most_bytes)}
         for name, directory in directories.items()
     ]
 
@@ -51,12 +51,10 @@ def choose_rows(weights: pa.Table, column: str | None, most: int) -> pa.Table:
     return weights.take(np.sort(picked))
 
 
-def _source(
-    run: RunDirectory, name: str, directory: str, mappings: Sequence[str], max_questions: int, max_bytes: int
-) -> dict[str, Any]:
-    weights = run.read_table(directory, "weights")
-    mappings = [column for column in mappings if column in weights.column_names]
-    rows = choose_rows(weights, mappings[0] if mappings else None, max_questions)
+def _source(f: ReportData, directory: str, max_questions: int, max_bytes: int) -> dict[str, Any]:
+    run, weights = f.run, f.run.read_table(directory, "weights")
+    mappings = {name: arms for name, arms in f.weight_columns(directory).items() if name in weights.column_names}
+    rows = choose_rows(weights, next(iter(mappings), None), max_questions)
     ids = rows["question_id"].to_pylist()
     texts = {row["question_id"]: row for row in _rows(run, ["questions"], ids, TEXT_COLUMNS)}
     grades = {row["question_id"]: row for row in _rows(run, [directory, "grades"], ids, GRADE_COLUMNS)}
@@ -82,17 +80,12 @@ def _source(
             }
         )
     shown = _add_completions(run, directory, questions, grades, max_bytes)
-    left_out = (
-        f"{len(weights) - len(questions):,} more were sampled; this list spreads evenly over their weights. "
-        if len(weights) > len(questions)
-        else ""
-    )
-    left_out += (
-        f"Completions of {shown:,} are on this page, the rest are in {directory}/samples."
-        if shown < len(questions)
-        else ""
-    )
-    return {"name": name, "mappings": mappings, "questions": questions, "left_out": left_out}
+    left_out = ""
+    if more := len(weights) - len(questions):
+        left_out = f"{more:,} more were sampled; this list spreads evenly over their weights. "
+    if shown < len(questions):
+        left_out += f"Completions of {shown:,} are on this page, the rest are in {directory}/samples."
+    return {"mappings": list(mappings.values()), "questions": questions, "left_out": left_out}
 
 
 def _clusters(grade: Mapping[str, Any]) -> list[dict[str, Any]]:

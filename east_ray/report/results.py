@@ -18,7 +18,7 @@ from east_ray.figures import charts
 from east_ray.figures.drawing import Estimate, Figure
 from east_ray.formatting import interval, percent, points, points_interval, probability
 from east_ray.report import paper
-from east_ray.report.data import Chapter, ReportData, Table, figure5_name, titled
+from east_ray.report.data import Chapter, ReportData, Table, chapter, figure5_name, titled
 
 MAX_FLOWS = 4  # arms whose questions are drawn moving; the table has all
 WEIGHT_COLUMNS = ["question_id", "entropy", "inaccuracy", "dominant_wrong"]
@@ -42,7 +42,7 @@ def result(f: ReportData) -> Chapter | None:
         text = f"After {rounds} {'rounds' if rounds > 1 else 'round'} of self-training"
         is_early = 0 < rounds < f.config.run.rounds
         text += ", the most that all arms have; later rounds of some arms are shown below." if is_early else "."
-    return Chapter("result", "Result", "Did it help?", text, tuple(figures))
+    return chapter("result", "Result", "Did it help?", text, figures)
 
 
 def table_1(f: ReportData) -> Chapter | None:
@@ -63,10 +63,9 @@ def table_1(f: ReportData) -> Chapter | None:
             row, theirs = rows[f"{loss}-{method}"], column.accuracy(loss, method)
             less = "" if method == "vanilla" else points((theirs - column.accuracy(loss, "vanilla")) / 100)
             body.append((row.name, percent(row.accuracy), difference(row.to_vanilla), f"{theirs:.1f}%", less))
-    table = Table(
-        ("method", "ours", "ours to vanilla", "paper", "paper to vanilla"), tuple(body), f"Paper: {column.title}."
-    )
-    return Chapter("table1", "Table 1", "Our results and the paper's Table 1", text, (), (table,))
+    columns = ("method", "ours", "ours to vanilla", "paper", "paper to vanilla")
+    table = Table(columns, tuple(body), f"Paper: {column.title}.")
+    return chapter("table1", "Table 1", "Our results and the paper's Table 1", text, tables=[table])
 
 
 def exponents(f: ReportData) -> Chapter | None:
@@ -86,13 +85,9 @@ def exponents(f: ReportData) -> Chapter | None:
             "No training questions were held out (questions.validation_share = 0), so no exponent may be chosen from this "
             "figure: picking the best of several on the test questions would overstate it."
         )
-    return Chapter(
-        "exponents",
-        "Exponents",
-        "How sharp should the weights be?",
-        text,
-        (charts.accuracy_by_exponent(families, default),),
-        (chosen_table(f, held_out),) if held_out else (),
+    figure = charts.accuracy_by_exponent(families, default)
+    return chapter(
+        "exponents", "Exponents", "How sharp should the weights be?", text, [figure], [chosen_table(f, held_out)]
     )
 
 
@@ -110,12 +105,9 @@ def chosen_table(f: ReportData, held_out: Mapping[str, Sequence[tuple[float, Est
     adjusted = holm([d.p_value if d else 1.0 for d in gains])
     rows = []
     for (label, (a, best)), d, p in zip(chosen.items(), gains, adjusted, strict=True):
-        row = tested.get(best.label)
+        on_held_out = f"{percent(best.value)} {interval(best.low, best.high)}"
+        on_test = percent(tested[best.label].accuracy) if best.label in tested else ""
         gain = "plain self-training" if a == 0 else difference(d and replace(d, p_adjusted=p))
-        on_held_out, on_test = (
-            f"{percent(best.value)} {interval(best.low, best.high)}",
-            percent(row.accuracy) if row else "",
-        )
         rows.append((label, f"{a:g}", on_held_out, on_test, gain))
     columns = ("weights from", "chosen a", "on the held-out questions", "on the test questions", "to a = 0")
     caption = "The exponent that did best on the held-out questions; of equal ones, the nearest to 0."
@@ -195,15 +187,11 @@ def rounds(f: ReportData) -> Chapter | None:
         moves = [np.array(row.moved) for row in by_arm[arm] if row.moved is not None]
         if moves and len(figures) <= MAX_FLOWS:
             figures.append(charts.state_flow(arm, moves))
-    tables = [
-        table for table in (round_table(by_round, f.config.evaluation.confidence), drift_table(by_arm)) if table.rows
-    ]
-    if not figures and not tables:
-        return None
     model = "that model" if f.config.run.start_from == "previous" else "the first model again"
     data = "this round's examples" if f.config.run.data == "replace" else "the examples of all rounds so far"
     text = f"Round t samples from the model after t \u2212 1 rounds of training, then trains {model} on {data}."
-    return Chapter("rounds", "Rounds", "Round after round", text, tuple(figures), tuple(tables))
+    tables = [round_table(by_round, f.config.evaluation.confidence), drift_table(by_arm)]
+    return chapter("rounds", "Rounds", "Round after round", text, figures, tables)
 
 
 def compare_rounds(f: ReportData, arms: Collection[str]) -> dict[int, list[Comparison]]:
@@ -224,9 +212,8 @@ def round_table(by_round: Mapping[int, Sequence[Comparison]], confidence: float)
         if row.name != DEFAULT
     ]
     columns = ("arm, round", "accuracy", f"{confidence:.0%} CI", "difference to vanilla")
-    return Table(
-        columns, tuple(body), "Test accuracy after every round; differences in points, p Holm-adjusted within a round."
-    )
+    caption = "Test accuracy after every round; differences in points, p Holm-adjusted within a round."
+    return Table(columns, tuple(body), caption)
 
 
 def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
@@ -244,11 +231,8 @@ def drift_table(by_arm: Mapping[str, Sequence[RoundDrift]]) -> Table:
         for rows in by_arm.values()
         for row in rows
     ]
-    return Table(
-        columns,
-        tuple(rows),
-        "Drift on the training questions. Tokens and different answers: mean per completion and per question.",
-    )
+    caption = "Drift on the training questions. Tokens and different answers: mean per completion and per question."
+    return Table(columns, tuple(rows), caption)
 
 
 def uncertainty(f: ReportData) -> Chapter | None:
@@ -260,17 +244,12 @@ def uncertainty(f: ReportData) -> Chapter | None:
         figure = charts.uncertainty_map(weights["question_id"].to_pylist(), *measures, name=figure5_name(directory))
         figure = replace(figure, caption="The same questions, sampled again in this round.") if figures else figure
         figures.append(titled(figure, name, len(f.weight_directories()) > 1))
-    if not figures:
-        return None
-    table = measure_table(f)
-    return Chapter(
-        "uncertainty",
-        "Uncertainty",
-        "Which questions is the model unsure of?",
-        "Entropy, inaccuracy and the dominant wrong share are computed from the same clusters of answers. Click a dot to read its question.",
-        tuple(figures),
-        (table,) if table else (),
+    text = (
+        "Entropy, inaccuracy and the dominant wrong share are computed from the same clusters of answers. Click a dot to "
+        "read its question."
     )
+    title = "Which questions is the model unsure of?"
+    return chapter("uncertainty", "Uncertainty", title, text, figures, [measure_table(f)])
 
 
 def measure_table(f: ReportData) -> Table | None:
@@ -291,15 +270,14 @@ def measure_table(f: ReportData) -> Table | None:
         accuracies = [found[a].accuracy for a in exponents]
         label = family_label(f, found, weighted)
         rows.append((label, percent(float(np.mean(accuracies))), *map(percent, accuracies)))
-    return Table(
-        ("weights from", "mean accuracy", *(f"a = {a:g}" for a in exponents)),
-        tuple(rows),
-        "By measure, over the exponents all of them share. The confidence intervals of the first table show how much of a difference may be chance.",
+    columns = ("weights from", "mean accuracy", *(f"a = {a:g}" for a in exponents))
+    caption = (
+        "By measure, over the exponents all of them share. The confidence intervals of the first table show how much of a "
+        "difference may be chance."
     )
+    return Table(columns, tuple(rows), caption)
 
 
 def difference(d: Difference | None) -> str:
     """A difference with its interval and p; empty where there is none."""
-    return (
-        f"{points(d.estimate)} {points_interval(d.low, d.high)}, p {probability(d.p_adjusted)}" if d is not None else ""
-    )
+    return f"{points(d.estimate)} {points_interval(d.low, d.high)}, p {probability(d.p_adjusted)}" if d else ""
