@@ -138,7 +138,7 @@ def figure(found: Sufficiency) -> Figure:
         "top decile in common": ("top_overlap", VANILLA),
         "questions still kept": ("still_kept", NEUTRAL),
     }
-    x = {point: math.log2(point.num_samples) for point in found.curve}
+    x = {p: math.log2(p.num_samples) for p in found.curve}
     return line_chart(
         "sufficiency",
         f"Would fewer than {found.num_samples} samples have done?",
@@ -146,10 +146,9 @@ def figure(found: Sufficiency) -> Figure:
         f"correlation to expect between two runs of {found.num_samples} ({found.reliability:.2f}). {found.advice}",
         "samples per question",
         "agreement with all samples",
-        {label: [(x[point], getattr(point, name)) for point in found.curve] for label, (name, _) in lines.items()},
-        [color for _, color in lines.values()],
+        {label: ([(x[p], getattr(p, name)) for p in found.curve], color) for label, (name, color) in lines.items()},
         marks={"": found.reliability},
-        x_ticks={x[point]: str(point.num_samples) for point in found.curve},
+        x_ticks={x[p]: str(p.num_samples) for p in found.curve},
         y_limits=(0, 1.02),
     )
 

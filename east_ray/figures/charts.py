@@ -63,8 +63,11 @@ def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Estimate]]
         "Figure 3 of the paper. a = 0 is plain self-training; above it uncertain questions weigh more, below it less. "
         "Read it as a curve, not as a contest: picking its highest point would be picking noise."
     )
-    curves = {label: sorted((a, *estimate[1:4]) for a, estimate in points) for label, points in families.items()}
-    ends = [end for points in curves.values() for point in points for end in point[2:]]
+    curves = {
+        label: (sorted((a, *estimate[1:4]) for a, estimate in points), next(e.color for a, e in points if a != 0))
+        for label, points in families.items()
+    }
+    ends = [end for points, _ in curves.values() for point in points for end in point[2:]]
     low, high = min(ends), max(ends)
     is_near = default is not None and 2 * low - high < default < 2 * high - low
     if default is not None and not is_near:
@@ -76,7 +79,6 @@ def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Estimate]]
         "exponent a",
         "accuracy",
         curves,
-        [next(estimate.color for a, estimate in points if a != 0) for points in families.values()],
         marks={"default": default} if default is not None and is_near else {},
         percent=True,
         is_wide=True,
@@ -85,16 +87,16 @@ def accuracy_by_exponent(families: Mapping[str, Sequence[tuple[float, Estimate]]
 
 def accuracy_by_round(arms: Mapping[str, Sequence[tuple[int, Estimate]]]) -> Figure:
     """Figure 4. `arms`: name -> (rounds of training, accuracy); 0 is the model before training."""
-    rounds = sorted({t for points in arms.values() for t, _ in points})
     return line_chart(
         "figure4_rounds",
         "Accuracy round after round",
         "Figure 4 of the paper. Round 0 is the model before training; each round samples from the model of the one before.",
         "rounds of self-training",
         "accuracy",
-        {name: [(float(t), *estimate[1:4]) for t, estimate in points] for name, points in arms.items()},
-        [points[-1][1].color for points in arms.values()],
-        x_ticks={float(t): str(t) for t in rounds},
+        {
+            name: ([(float(t), *estimate[1:4]) for t, estimate in points], points[-1][1].color)
+            for name, points in arms.items()
+        },
         percent=True,
         is_wide=True,
     )
@@ -193,14 +195,6 @@ def state_flow(arm: str, moves: Sequence[np.ndarray]) -> Figure:
     )
 
 
-def training_curve(
-    name: str, title: str, y_label: str, caption: str, arms: Mapping[str, tuple[Sequence[tuple[float, ...]], int]]
-) -> Figure:
-    """One logged quantity against the optimizer step. `arms`: name -> (points, colour)."""
-    curves = {arm: points for arm, (points, _) in arms.items()}
-    return line_chart(name, title, caption, "optimizer step", y_label, curves, [color for _, color in arms.values()])
-
-
 def pass_at_k_curve(arms: Mapping[str, tuple[Mapping[int, float], int]]) -> Figure:
     """Share of the test questions solved by at least one of k samples. `arms`: name -> (k -> value, colour)."""
     ks = sorted({k for values, _ in arms.values() for k in values})
@@ -210,8 +204,7 @@ def pass_at_k_curve(arms: Mapping[str, tuple[Mapping[int, float], int]]) -> Figu
         "Unbiased pass@k over the test questions. A model that only became surer of what it knew gains at k = 1 and not at large k.",
         "samples k",
         "pass@k",
-        {arm: [(math.log2(k), value) for k, value in values.items()] for arm, (values, _) in arms.items()},
-        [color for _, color in arms.values()],
+        {arm: ([(math.log2(k), value) for k, value in values.items()], color) for arm, (values, color) in arms.items()},
         x_ticks={math.log2(k): str(k) for k in ks},
         percent=True,
     )

@@ -39,6 +39,7 @@ PALETTE = {
 }
 MARKERS = ("o", "s", "D", "^")  # a shape per series, so that the figure can be read without colours
 STEPS = (1, 2, 2.5, 5, 10)  # ticks are this many powers of ten apart
+TICKS = {FULL: 12, HALF: 7, NARROW: 4, FILE: 8}  # at most so many along the x axis
 MAX_MARKED = 24  # points of a curve without intervals; more are drawn as a bare line
 CHARACTER = 6.7  # px, mean width of a character at the figures' 12 px
 STYLE: Any = {
@@ -128,8 +129,7 @@ def line_chart(
     caption: str,
     x_label: str,
     y_label: str,
-    curves: Mapping[str, Sequence[tuple[float, ...]]],
-    colors: Sequence[int],
+    curves: Mapping[str, tuple[Sequence[tuple[float, ...]], int]],
     *,
     marks: Mapping[str, float] | None = None,
     x_ticks: Mapping[float, str] | None = None,
@@ -137,15 +137,18 @@ def line_chart(
     y_limits: tuple[float, float] | None = None,
     is_wide: bool = False,
 ) -> Figure:
-    """Curves of (x, y) or, with an interval, (x, y, low, high). A mark is a horizontal line at a value of y, with a label unless it is empty."""
+    """Curves: label -> (points, colour); a point is (x, y) or, with its interval, (x, y, low, high).
+
+    A mark is a horizontal line at a value of y, with a label unless it is empty.
+    """
     marks = marks or {}
 
     def draw(axes: Axes, width: int) -> None:
-        shown = distinct_colors(colors)
-        xs = [point[0] for points in curves.values() for point in points]
+        shown = distinct_colors([color for _, color in curves.values()])
+        xs = [point[0] for points, _ in curves.values() for point in points]
         step = 0.006 * (max(xs, default=0) - min(xs, default=0))  # intervals at the same x stand side by side
         handles = []
-        for i, (points, color) in enumerate(zip(curves.values(), shown, strict=True)):
+        for i, ((points, _), color) in enumerate(zip(curves.values(), shown, strict=True)):
             x, y, *ends = (list(column) for column in zip(*points, strict=True))
             shape: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)]} if ends or len(x) <= MAX_MARKED else {}
             # Wider below, so that of two equal lines both show.
@@ -164,13 +167,13 @@ def line_chart(
         if x_ticks:
             axes.set_xticks(list(x_ticks), list(x_ticks.values()))
         elif all(float(value).is_integer() for value in xs):
-            axes.xaxis.set_major_locator(MaxNLocator(_room(width), steps=STEPS, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(TICKS[width], steps=STEPS, integer=True))
         axes.set_ylim(y_limits)
         if len(curves) > 1:
             legend(axes, width, handles, list(curves))
 
     keys = ("x", "y", "low", "high")
-    rows = [{"series": label, **dict(zip(keys, point))} for label, points in curves.items() for point in points]  # noqa: B905
+    rows = [{"series": label, **dict(zip(keys, point))} for label, (points, _) in curves.items() for point in points]  # noqa: B905
     rows += [{"series": label, "x": None, "y": value} for label, value in marks.items()]
     return Figure(name, title, caption, rows, draw, is_wide=is_wide)
 
@@ -274,7 +277,7 @@ def label_axes(axes: Axes, width: int, x_label: str, y_label: str, percent: bool
     """Axis labels, and a few round ticks; the y label stands above the axis, where it can be read."""
     axes.set_xlabel(x_label)
     axes.set_title(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(_room(width), steps=STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(TICKS[width], steps=STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, False)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, percent)))
@@ -296,10 +299,6 @@ def wrap_color(slot: int) -> int:
 def distinct_colors(colors: Sequence[int]) -> list[int]:
     """These colours where all differ; else one each in the palette's order, so that no two lines look alike."""
     return list(colors) if len(set(colors)) == len(colors) else [wrap_color(VANILLA + i) for i in range(len(colors))]
-
-
-def _room(width: int) -> int:
-    return {FULL: 12, HALF: 7, NARROW: 4, FILE: 8}[width]
 
 
 def _canvas(figure: Figure, width: int, height: int) -> Canvas:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from east_ray.figures import charts
-from east_ray.figures.drawing import Figure
+from east_ray.figures.drawing import Figure, line_chart
 from east_ray.formatting import duration, percent
 from east_ray.preflight.actual import recorded_comparison
 from east_ray.report.data import Chapter, ReportData, Table, chapter, slug, titled
@@ -138,7 +138,7 @@ def training(f: ReportData) -> Chapter | None:
                 shown = dict(list(curves.items())[:MAX_CURVES])
                 note = f" The first {MAX_CURVES} of {len(curves)} arms are drawn." if len(curves) > MAX_CURVES else ""
                 name, full_title = f"training_{loss}_{slug(key)}", f"{title} ({loss.upper()})"
-                figures.append(charts.training_curve(name, full_title, label, caption + note, shown))
+                figures.append(line_chart(name, full_title, caption + note, "optimizer step", label, shown))
     text = f"Of an arm's {most_seeds} seeds the first is drawn." if most_seeds > 1 else ""
     return chapter("training", "Training", "How training went", text, figures, [training_table(f)])
 

@@ -34,7 +34,7 @@ def every_figure() -> list[Figure]:
         charts.weight_histogram({"east": draw.random(80) * 2, HOSTILE: np.ones(3)}, "weights"),
         charts.funnel_flow(100, 70, {"all wrong": 29, HOSTILE: 1}, "funnel"),
         charts.state_flow("east", [np.array([[1, 2, 0], [3, 40, 1], [0, 5, 6]])] * 2),
-        charts.training_curve("loss", "Loss", "loss", "", {"east": ([(1, 0.5), (2, 0.4), (3, 0.3)], 2)}),
+        drawing.line_chart("loss", "Loss", "", "step", "loss", {"east": ([(1, 0.5), (2, 0.4), (3, 0.3)], 2)}),
         charts.pass_at_k_curve({"default": ({1: 0.3, 2: 0.4, 4: 0.5}, 0), "east": ({1: 0.5, 2: 0.6, 4: 0.6}, 2)}),
     ]
 
