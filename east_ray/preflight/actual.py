@@ -11,7 +11,7 @@ import numpy as np
 
 from east_ray.config.load import Config
 from east_ray.formatting import duration, percent
-from east_ray.preflight.devices import read_devices
+from east_ray.preflight.devices import ASSUMED, read_devices
 from east_ray.preflight.estimate import CostEstimate, estimate
 from east_ray.preflight.machine_checks import list_gpus
 from east_ray.runs.directory import RunDirectory
@@ -50,7 +50,7 @@ def planned_figures(plan: CostEstimate) -> dict[str, float]:
         "test questions": workload.test,
         "prompt, tokens": workload.prompt_tokens,
         "completion, tokens": workload.completion_tokens,
-        KEPT: plan.assumptions.kept_share,
+        KEPT: ASSUMED.kept_share,
         **{phase.name: phase.seconds for phase in plan.pools[0].phases},
     }
 

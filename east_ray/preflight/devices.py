@@ -59,6 +59,9 @@ class Assumptions:
     compression: float = 0.3  # of sampled text in Parquet
 
 
+ASSUMED = Assumptions()
+
+
 def read_devices() -> dict[str, Device]:
     """The rows of prices.toml by name."""
     rows = tomllib.loads(PRICES.read_text(encoding="utf-8"))

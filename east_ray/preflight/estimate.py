@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from east_ray.config.load import Arm, Config
-from east_ray.preflight.devices import Assumptions, Device, parse_pool
+from east_ray.preflight.devices import ASSUMED, Device, parse_pool
 from east_ray.preflight.memory import GIB, Memory, engine_memory, training_memory
 from east_ray.preflight.model_size import DTYPE_BYTES, Architecture, read_architecture
 from east_ray.preflight.speed import EngineSpeed, pool_seconds, training_seconds
@@ -92,7 +92,6 @@ class CostEstimate:
     config: Config
     architecture: Architecture
     workload: Workload
-    assumptions: Assumptions
     pools: tuple[PoolPlan, ...]
     disk_gib: float
     store_gib: float
@@ -105,15 +104,14 @@ def estimate(config: Config, pools: Sequence[str] = ()) -> CostEstimate:
     """
     on_gpu = config.training.use_gpu or config.sampling.gpus_per_engine > 0
     pools = pools or (("8xA100", "8xH100") if on_gpu else (f"{os.cpu_count() or 1}xCPU",))
-    architecture, assumed = read_architecture(config.model), Assumptions()
+    architecture = read_architecture(config.model)
     workload = measure_workload(config, architecture)
     return CostEstimate(
         config=config,
         architecture=architecture,
         workload=workload,
-        assumptions=assumed,
-        pools=tuple(_Planner(config, architecture, workload, assumed, *parse_pool(pool)).plan() for pool in pools),
-        disk_gib=disk_bytes(config, architecture, workload, assumed) / GIB,
+        pools=tuple(_Planner(config, architecture, workload, *parse_pool(pool)).plan() for pool in pools),
+        disk_gib=disk_bytes(config, architecture, workload) / GIB,
         store_gib=store_bytes(config, workload) / GIB,
     )
 
@@ -125,7 +123,6 @@ class _Planner:
     config: Config
     architecture: Architecture
     workload: Workload
-    assumed: Assumptions
     count: int
     device: Device
 
@@ -149,15 +146,10 @@ class _Planner:
                 f"training {self.gang_devices:g} (training.workers is {config.training.workers})"
             )
         longest = workload.longest_prompt_tokens + config.sampling.max_new_tokens
-        sampling, kv_tokens = engine_memory(config, self.architecture, self.assumed, device, self.engine_devices)
-        sections = [config.for_arm(arm).training for arm in config.arms]
-        training = max(
-            (
-                training_memory(self.architecture, section, config.model.dtype, self.assumed, longest)
-                for section in sections
-            ),
-            key=lambda memory: memory.total,
-        )
+        sampling, kv_tokens = engine_memory(config, self.architecture, device, self.engine_devices)
+        sections = (config.for_arm(arm).training for arm in config.arms)
+        trainings = (training_memory(self.architecture, section, config.model.dtype, longest) for section in sections)
+        training = max(trainings, key=lambda memory: memory.total)
         per_worker = self.gang_devices / config.training.workers
         completions = samplings(config) * workload.train * config.sampling.num_samples
         return PoolPlan(
@@ -170,7 +162,7 @@ class _Planner:
             training_gib=device.memory_gib * per_worker,
             kv_tokens=kv_tokens,
             longest_tokens=longest,
-            grading_seconds=completions / self.assumed.grades_per_second / config.grading.workers,
+            grading_seconds=completions / ASSUMED.grades_per_second / config.grading.workers,
         )
 
     def _phases(self, kv_tokens: float) -> Iterator[Phase]:
@@ -193,13 +185,11 @@ class _Planner:
     ) -> Phase:
         sampling, device = self.config.sampling, self.device
         batch = sampling.engine_args.get("max_num_seqs", device.sequences)
-        speed = EngineSpeed(
-            self.architecture, self.config.model.dtype, device, self.assumed, self.engine_devices, kv_tokens, batch
-        )
+        speed = EngineSpeed(self.architecture, self.config.model.dtype, device, self.engine_devices, kv_tokens, batch)
         shards = count_shards(requests, shard_size(requests, sampling.max_engines, sampling.questions_per_shard))
         engines = max(1, min(sampling.max_engines, int(self.count // self.engine_devices), shards))
         work = engines * speed.seconds(requests / engines, samples, self.workload.prompt_tokens, tokens, longest)
-        boot = self.assumed.boot_seconds if sampling.labels else 0.0
+        boot = ASSUMED.boot_seconds if sampling.labels else 0.0
         is_cold = (first or boot > 0) and not sampling.engine_args.get("enforce_eager", False)
         start = device.engine_start_seconds if is_cold else device.engine_restart_seconds
         fewest = (sampling.min_engines if boot else None) or engines
@@ -212,14 +202,10 @@ class _Planner:
         at_once = min(config.run.parallel_arms, len(arms), max(1, int(self.count // self.gang_devices)))
         rounds = t + 1 if config.run.data == "accumulate" else 1
         parts = (config.for_arm(arm) for arm in arms)
-        trained = [
-            training_seconds(
-                part, self.architecture, self.workload, self.assumed, self.device, self.gang_devices, rounds
-            )
-            for part in parts
-        ]
+        setting = (self.architecture, self.workload, self.device, self.gang_devices, rounds)
+        trained = [training_seconds(part, *setting) for part in parts]
         turns = math.ceil(len(arms) / at_once)
-        boot = self.assumed.boot_seconds if config.training.labels else 0.0
+        boot = ASSUMED.boot_seconds if config.training.labels else 0.0
         seconds = boot + turns * sum(seconds for _, seconds in trained) / len(arms)
         tokens, starting = sum(tokens for tokens, _ in trained), boot + turns * self.device.training_start_seconds
         return Phase(f"round {t}: train", at_once * self.gang_devices, tokens, starting, seconds, False)
@@ -235,14 +221,14 @@ def samplings(config: Config) -> int:
     return 1 + sum(len(active_arms(config, t)) for t in range(1, config.run.rounds))
 
 
-def disk_bytes(config: Config, architecture: Architecture, workload: Workload, assumed: Assumptions) -> float:
+def disk_bytes(config: Config, architecture: Architecture, workload: Workload) -> float:
     """Peak of the run directory: all samples and models, and two checkpoints of every arm that is being trained."""
     bytes_each = DTYPE_BYTES[config.model.dtype]
     text = samplings(config) * workload.train * config.sampling.num_samples * workload.completion_tokens
     models = sum(len(active_arms(config, t)) for t in range(config.run.rounds)) * architecture.parameters * bytes_each
     lora = config.training.lora
     checkpoint = (bytes_each + 12) * (architecture.lora_parameters(lora) if lora else architecture.parameters)
-    return text * workload.bytes_per_token * assumed.compression + models + 2 * config.run.parallel_arms * checkpoint
+    return text * workload.bytes_per_token * ASSUMED.compression + models + 2 * config.run.parallel_arms * checkpoint
 
 
 def store_bytes(config: Config, workload: Workload) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from east_ray.config.load import Config
 from east_ray.config.training import TrainingConfig
-from east_ray.preflight.devices import Assumptions, Device
+from east_ray.preflight.devices import ASSUMED, Device
 from east_ray.preflight.model_size import DTYPE_BYTES, Architecture
 
 GIB = 2.0**30
@@ -24,25 +24,21 @@ class Memory:
         return sum(self.parts.values())
 
 
-def engine_memory(
-    config: Config, architecture: Architecture, assumed: Assumptions, device: Device, devices: float
-) -> tuple[Memory, float]:
+def engine_memory(config: Config, architecture: Architecture, device: Device, devices: float) -> tuple[Memory, float]:
     """One device's memory in an engine of `devices`, GiB, and how many tokens the engine's whole KV cache holds."""
     per_token = architecture.kv_bytes_per_token(config.model.dtype)
     weights = architecture.parameters * DTYPE_BYTES[config.model.dtype] / GIB
     if config.sampling.gpus_per_engine == 0:
         cache = config.sampling.kv_cache_gib
-        parts = {"weights": weights, "KV cache": cache, "reserve": assumed.cpu_reserve_gib}
+        parts = {"weights": weights, "KV cache": cache, "reserve": ASSUMED.cpu_reserve_gib}
         return Memory(parts), cache * GIB / per_token
-    share = config.sampling.engine_args.get("gpu_memory_utilization", assumed.engine_memory_share)
-    cache = max(share * device.memory_gib - weights / devices - assumed.engine_reserve_gib, 0)
-    parts = {"weights": weights / devices, "KV cache": cache, "reserve": assumed.engine_reserve_gib}
+    share = config.sampling.engine_args.get("gpu_memory_utilization", ASSUMED.engine_memory_share)
+    cache = max(share * device.memory_gib - weights / devices - ASSUMED.engine_reserve_gib, 0)
+    parts = {"weights": weights / devices, "KV cache": cache, "reserve": ASSUMED.engine_reserve_gib}
     return Memory(parts), cache * devices * GIB / per_token
 
 
-def training_memory(
-    architecture: Architecture, training: TrainingConfig, dtype: str, assumed: Assumptions, longest_tokens: int
-) -> Memory:
+def training_memory(architecture: Architecture, training: TrainingConfig, dtype: str, longest_tokens: int) -> Memory:
     """Per training worker under DeepSpeed ZeRO, for micro-batches full of `longest_tokens`-token sequences.
 
     Stage 1 divides the optimizer's state (float32 copy and two moments, 12 bytes per trained parameter) over the
@@ -66,5 +62,5 @@ def training_memory(
         "reference": b * weights / (workers if stage >= 3 else 1) / GIB if reference else 0,
         "activations": sequences * longest_tokens * per_token / GIB,
     }
-    fixed = assumed.training_reserve_gib if training.use_gpu else assumed.cpu_reserve_gib
-    return Memory({**parts, "reserve": fixed + assumed.training_reserve_share * sum(parts.values())})
+    fixed = ASSUMED.training_reserve_gib if training.use_gpu else ASSUMED.cpu_reserve_gib
+    return Memory({**parts, "reserve": fixed + ASSUMED.training_reserve_share * sum(parts.values())})

@@ -14,6 +14,7 @@ from rich.table import Table
 from east_ray.evaluation.summary import detectable_differences
 from east_ray.formatting import counted, duration
 from east_ray.preflight.actual import Figure, compare, planned_figures
+from east_ray.preflight.devices import ASSUMED
 from east_ray.preflight.estimate import CostEstimate, PoolPlan
 from east_ray.preflight.memory import Memory
 from east_ray.runs.directory import RunDirectory
@@ -26,7 +27,7 @@ def render(estimate: CostEstimate) -> str:
     blocks = [_workload(estimate), *(_pool(estimate, pool) for pool in estimate.pools)]
     if figures := compare(planned_figures(estimate), RunDirectory(estimate.config.run.dir)):
         blocks.append(_actual(estimate, figures))
-    return "\n\n".join("\n".join(block) for block in [*blocks, _assumptions(estimate)])
+    return "\n\n".join("\n".join(block) for block in [*blocks, _assumptions()])
 
 
 def _workload(estimate: CostEstimate) -> Iterator[str]:
@@ -96,9 +97,9 @@ def _actual(estimate: CostEstimate, figures: Sequence[Figure]) -> Iterator[str]:
     yield _table(("", "planned", "actual"), [figure.cells for figure in figures])
 
 
-def _assumptions(estimate: CostEstimate) -> Iterator[str]:
+def _assumptions() -> Iterator[str]:
     yield "assumed (east_ray/preflight/devices.py and prices.toml; measured runs correct them):"
-    shown = "; ".join(f"{f.name}\u00a0{getattr(estimate.assumptions, f.name):g}" for f in fields(estimate.assumptions))
+    shown = "; ".join(f"{f.name}\u00a0{getattr(ASSUMED, f.name):g}" for f in fields(ASSUMED))
     yield textwrap.fill(shown, WIDTH, initial_indent="  ", subsequent_indent="  ").replace("\u00a0", " ")
 
 

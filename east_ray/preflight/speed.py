@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from east_ray.config.load import Config
-from east_ray.preflight.devices import Assumptions, Device
+from east_ray.preflight.devices import ASSUMED, Device
 from east_ray.preflight.model_size import DTYPE_BYTES, Architecture
 from east_ray.preflight.workload import Workload
 
@@ -21,7 +21,6 @@ class EngineSpeed:
     architecture: Architecture
     dtype: str
     device: Device
-    assumed: Assumptions
     devices: float
     kv_tokens: float
     sequences: int
@@ -44,12 +43,12 @@ class EngineSpeed:
         """Seconds of one decoding step: every sequence of the batch gains a token."""
         a, bytes_each = self.architecture, DTYPE_BYTES[self.dtype]
         moved = a.weights_read(batch) * bytes_each + batch * context * a.kv_bytes_per_token(self.dtype)
-        bandwidth = self.device.bandwidth_gb_s * 1e9 * self.assumed.decode_bandwidth_share * self.devices
-        host = self.assumed.decode_step_seconds + batch * self.device.token_microseconds / 1e6
+        bandwidth = self.device.bandwidth_gb_s * 1e9 * ASSUMED.decode_bandwidth_share * self.devices
+        host = ASSUMED.decode_step_seconds + batch * self.device.token_microseconds / 1e6
         return max(moved / bandwidth, self._multiply(batch, context)) + host
 
     def _multiply(self, tokens: float, context: float) -> float:
-        peak = self.device.tflops * 1e12 * self.assumed.decode_compute_share * self.devices
+        peak = self.device.tflops * 1e12 * ASSUMED.decode_compute_share * self.devices
         return self.architecture.forward_flops(tokens, context) / peak
 
 
@@ -70,7 +69,6 @@ def training_seconds(
     config: Config,
     architecture: Architecture,
     workload: Workload,
-    assumed: Assumptions,
     device: Device,
     devices: float,
     rounds: int = 1,
@@ -83,7 +81,7 @@ def training_seconds(
     policy's and the reference's on the mismatched completion of its KL term.
     """
     training = config.training
-    pairs = rounds * workload.train * assumed.kept_share * config.selection.pairs_per_question
+    pairs = rounds * workload.train * ASSUMED.kept_share * config.selection.pairs_per_question
     examples = pairs * (2 if training.loss == "kto" else 1)
     sequences = examples * training.epochs * (2 if training.loss == "dpo" else 1)
     tokens = sequences * (workload.prompt_tokens + workload.completion_tokens)
@@ -93,5 +91,5 @@ def training_seconds(
     steps = examples * training.epochs / training.batch_size
     if training.max_steps > 0:
         tokens, flops, steps = (value * min(1, training.max_steps / steps) for value in (tokens, flops, steps))
-    compute = flops / (device.tflops * 1e12 * assumed.training_compute_share * devices)
+    compute = flops / (device.tflops * 1e12 * ASSUMED.training_compute_share * devices)
     return tokens, compute + math.ceil(steps) * device.training_step_seconds + device.training_start_seconds

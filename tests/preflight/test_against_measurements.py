@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from east_ray.config.load import Config, load
-from east_ray.preflight.devices import Assumptions, read_devices
+from east_ray.preflight.devices import ASSUMED, read_devices
 from east_ray.preflight.estimate import estimate
 from east_ray.preflight.memory import engine_memory, training_memory
 from east_ray.preflight.model_size import read_architecture
@@ -20,7 +20,7 @@ from east_ray.preflight.speed import EngineSpeed, training_seconds
 from east_ray.preflight.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
-H200, ASSUMED = read_devices()["H200"], Assumptions()
+H200 = read_devices()["H200"]
 ON_GPU = ["sampling.gpus_per_engine=1", "training.use_gpu=true"]
 EAGER = "sampling.engine_args={enforce_eager=true}"
 
@@ -37,8 +37,8 @@ def llama(*overrides: str) -> Config:
 
 def h200_engine(config: Config) -> EngineSpeed:
     size = read_architecture(config.model)
-    kv_tokens = engine_memory(config, size, ASSUMED, H200, 1)[1]
-    return EngineSpeed(size, "bfloat16", H200, ASSUMED, 1, kv_tokens, H200.sequences)
+    kv_tokens = engine_memory(config, size, H200, 1)[1]
+    return EngineSpeed(size, "bfloat16", H200, 1, kv_tokens, H200.sequences)
 
 
 def sampled_tokens_per_second(config: Config, requests: int, samples: int, tokens: float, longest: int) -> float:
@@ -50,12 +50,12 @@ def step_milliseconds(loss: str) -> float:
     config = llama(f"training.loss={loss}", "training.batch_size=4", "training.micro_batch_size=4")
     config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})})
     work = Workload(round(4 / ASSUMED.kept_share * 1000), 0, 0, 0, 0, 400, 400, 3.5)
-    seconds = training_seconds(config, read_architecture(config.model), work, ASSUMED, H200, 1)[1]
+    seconds = training_seconds(config, read_architecture(config.model), work, H200, 1)[1]
     return seconds - H200.training_start_seconds - 1000 * H200.training_step_seconds
 
 
 def training_gib(config: Config, tokens: int) -> float:
-    return training_memory(read_architecture(config.model), config.training, "bfloat16", ASSUMED, tokens).total
+    return training_memory(read_architecture(config.model), config.training, "bfloat16", tokens).total
 
 
 def phase_seconds(config: Config, pool: str) -> dict[str, float]:
@@ -97,7 +97,7 @@ ROWS = {
     "1B, H200: sampled tokens/s": (lambda: sampled_tokens_per_second(llama(), 32, 128, 256, 256), 38_280),
     "1B, H200: decoding step of 1,024 sequences, ms": (lambda: 1000 * h200_engine(llama()).step(1024, 228), 26.7),
     "1B, H200: KV cache, million tokens": (
-        lambda: engine_memory(llama(), read_architecture(llama().model), ASSUMED, H200, 1)[1] / 1e6,
+        lambda: engine_memory(llama(), read_architecture(llama().model), H200, 1)[1] / 1e6,
         4.063,
     ),
     "1B, H200: SFT forward and backward, ms": (lambda: step_milliseconds("sft"), 44.5),

@@ -10,7 +10,7 @@ import pytest
 
 from east_ray.arms import paper_arms, sweep_arms
 from east_ray.config.load import from_dict, load
-from east_ray.preflight.devices import read_devices
+from east_ray.preflight.devices import ASSUMED, read_devices
 from east_ray.preflight.estimate import Phase, estimate
 from east_ray.preflight.plan import render
 from east_ray.preflight.speed import pool_seconds
@@ -110,7 +110,7 @@ def test_nodes_with_labels_are_booted_before_each_phase_that_asks_for_them() -> 
     here, cluster = (
         estimate(load(CONFIGS / "gsm8k-llama-1b.toml", overrides), ["8xH100"]) for overrides in ([], labels)
     )
-    boot = cluster.assumptions.boot_seconds
+    boot = ASSUMED.boot_seconds
     for before, after in zip(here.pools[0].phases, cluster.pools[0].phases, strict=True):
         assert after.starting > before.starting + 0.99 * boot
         assert after.seconds - after.starting == pytest.approx(before.seconds - before.starting)
@@ -177,5 +177,5 @@ def test_a_pool_smaller_than_the_training_gang_is_refused() -> None:
 def test_every_assumption_is_printed() -> None:
     result = estimate(load(CONFIGS / "gsm8k-llama-1b.toml"))
     text = render(result)
-    for field in dataclasses.fields(result.assumptions):
-        assert f"{field.name} {getattr(result.assumptions, field.name):g}" in text
+    for field in dataclasses.fields(ASSUMED):
+        assert f"{field.name} {getattr(ASSUMED, field.name):g}" in text

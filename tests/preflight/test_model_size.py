@@ -11,7 +11,6 @@ import pytest
 
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import LoraConfig, TrainingConfig
-from east_ray.preflight.devices import Assumptions
 from east_ray.preflight.memory import GIB, training_memory
 from east_ray.preflight.model_size import Architecture, from_hf_config, read_architecture
 from east_ray.records import UserError
@@ -138,7 +137,7 @@ def test_optimizer_state_is_divided_as_in_the_zero_papers_figure_1() -> None:
     model = dataclasses.replace(read_architecture(LLAMA_8B), parameters=7_500_000_000)
     for stage, gigabytes in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
         training = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 256, "workers": 64})
-        parts = training_memory(model, training, "bfloat16", Assumptions(), longest_tokens=1).parts
+        parts = training_memory(model, training, "bfloat16", longest_tokens=1).parts
         total = sum(parts[name] for name in ("weights", "gradients", "optimizer")) * GIB / 1e9
         assert total == pytest.approx(gigabytes, abs=0.05)
 
@@ -146,7 +145,7 @@ def test_optimizer_state_is_divided_as_in_the_zero_papers_figure_1() -> None:
 def test_checkpointing_and_adapters_save_memory_and_dpo_costs_a_reference() -> None:
     def memory(**settings: Any) -> dict[str, float]:
         training = TrainingConfig.model_validate({"batch_size": 16, "micro_batch_size": 2, "workers": 8, **settings})
-        size = training_memory(read_architecture(LLAMA_8B), training, "bfloat16", Assumptions(), longest_tokens=2000)
+        size = training_memory(read_architecture(LLAMA_8B), training, "bfloat16", longest_tokens=2000)
         return {**size.parts, "total": size.total}
 
     full = memory()
