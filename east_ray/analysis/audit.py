@@ -8,14 +8,12 @@ what had no answer. It reads a shard at a time and changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from east_ray.analysis.subsamples import rank_correlation, top_overlap
-from east_ray.answers.grading import Grader, Judgement, group
+from east_ray.answers.grading import Grader, group
 from east_ray.config.load import Config
 from east_ray.questions.questions import in_test_set
 from east_ray.records import UserError
@@ -55,14 +53,11 @@ class AuditReport:
     def render(self) -> str:
         """A page of text for the terminal."""
         completions = max(self.num_completions, 1)
-        shares = "  ".join(f"{name} {count / completions:.2%}" for name, count in sorted(self.verdicts.items()))
-        rules = "  ".join(
-            f"{name} {count / completions:.2%}" for name, count in sorted(self.rules.items(), key=lambda r: -r[1])
-        )
+        verdicts, rules = sorted(self.verdicts.items()), sorted(self.rules.items(), key=lambda r: -r[1])
         lines = [
             f"{self.num_questions:,} questions, {self.num_kept:,} kept; {self.num_completions:,} completions",
-            f"verdicts   {shares}",
-            f"answers    {rules}",
+            f"verdicts   {'  '.join(f'{name} {count / completions:.2%}' for name, count in verdicts)}",
+            f"answers    {'  '.join(f'{name} {count / completions:.2%}' for name, count in rules)}",
             f"{self.changed_verdicts:,} verdicts would change if the answers were judged again",
             "",
             f"{'clusters by':<12}{'no answer':<11}{'clusters':>9}{'entropy':>9}{'Spearman':>10}{'top 10%':>9}{'moved':>8}",
@@ -82,12 +77,7 @@ Spearman, top 10%  agreement with the run's own weights: of the ranks, and share
 moved              share of all weight that would go to other questions than in the run"""
 
 
-def audit(
-    run: RunDirectory,
-    *,
-    samples: str = "round-00/samples",
-    grades: str = "round-00/grades",
-) -> AuditReport:
+def audit(run: RunDirectory, *, samples: str = "round-00/samples", grades: str = "round-00/grades") -> AuditReport:
     """Cluster a run's recorded answers every way and compare their weights over the questions that the run keeps."""
     shards = run.list(grades, suffix=".parquet")
     if not shards:
@@ -104,9 +94,10 @@ def audit(
             table = run.read_table(grades, shard)
             kept = drop_codes(table, config.selection.keep, excluded) == 0
             num_questions += len(table)
-            for row, is_kept, judgements in zip(
-                table.to_pylist(), kept, _judged(run, samples, shard, table, grader), strict=True
-            ):
+            asked = run.read_table(samples, shard, columns=["question_id", "reference"]).to_pydict()
+            references = dict(zip(asked["question_id"], asked["reference"], strict=True))
+            for row, is_kept in zip(table.to_pylist(), kept, strict=True):
+                judgements = grader.judge(references[row["question_id"]], row["answers"])  # today's
                 verdicts.update(row["verdicts"])
                 rules.update(row["rules"])
                 num_changed += sum(old != new.verdict for old, new in zip(row["verdicts"], judgements, strict=True))
@@ -123,14 +114,6 @@ def audit(
         own=own,
         ways=tuple(_compare(way, sizes[way], sizes[own]) for way in WAYS) if sizes[own] else (),
     )
-
-
-def _judged(run: RunDirectory, samples: str, shard: str, grades: pa.Table, grader: Grader) -> Iterator[list[Judgement]]:
-    """Today's judgements on the recorded answers of each row, in order."""
-    asked = run.read_table(samples, shard, columns=["question_id", "reference"]).to_pydict()
-    references = dict(zip(asked["question_id"], asked["reference"], strict=True))
-    for question_id, answers in zip(grades["question_id"].to_pylist(), grades["answers"].to_pylist(), strict=True):
-        yield grader.judge(references[question_id], answers)
 
 
 def _compare(way: tuple[str, str], sizes: list[list[int]], own_sizes: list[list[int]]) -> Way:

@@ -84,13 +84,7 @@ def identity(run: RunDirectory) -> Identity:
         for footer in read_footers(run, directory, len(run.list(directory, suffix=".parquet")))
         if footer is not None
     )
-    return Identity(
-        trained=trained,
-        sampled=sampled,
-        as_text=as_text,
-        shards=shards,
-        weight_error=max(errors, default=math.nan),
-    )
+    return Identity(trained, sampled, as_text, shards, weight_error=max(errors, default=math.nan))
 
 
 def _trained(run: RunDirectory, examples: list[str]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
@@ -99,10 +93,8 @@ def _trained(run: RunDirectory, examples: list[str]) -> Iterator[tuple[str, tupl
         for name in run.list(directory, suffix=".parquet"):
             table = run.read_table(directory, name)
             columns = [column for column in TRAINED_IDS if column in table.column_names]
-            tokens = f"{directory}/tokens"
-            given = [
-                file for file in run.list(tokens, suffix=".parquet") if file.startswith(name.removesuffix(".parquet"))
-            ]
+            tokens, stem = f"{directory}/tokens", name.removesuffix(".parquet")
+            given = [file for file in run.list(tokens, suffix=".parquet") if file.startswith(stem)]
             for column in columns or TRAINED_IDS[:1]:
                 listed = table[column].to_pylist() if columns else [None] * len(table)
                 for copy in [run.read_table(tokens, file)[column].to_pylist() for file in given] or [listed]:

@@ -180,5 +180,4 @@ def _mean(points: Sequence[CurvePoint]) -> CurvePoint:
 
 def _mean_of(values: Sequence[float]) -> float:
     """Mean of the values that are defined; nan where none is (subsamples whose entropies are all equal have no ranks)."""
-    defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
+    return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
