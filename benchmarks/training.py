@@ -34,6 +34,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from east_ray.config.training import TrainingConfig
 from east_ray.training import trainers
 from east_ray.training.batches import TrainingPlan, plan_training
 from east_ray.training.gradient_check import check_weighted_gradient
@@ -294,10 +295,9 @@ def real_lengths(loss: str, data: Path, scratch: str) -> dict[str, tuple[Any, An
             if len(rows) == 16 * THROUGHPUT_STEPS:
                 break
     table = pa.Table.from_pylist(rows)
-    settings: dict[str, Any] = {"loss": loss, "epochs": 1, "max_steps": -1, "batch_size": 16, "micro_batch_size": 4}
-    settings |= {"normalization": "token", "granularity": "example", "seed": 0}
     ones, tokens, ids = np.ones(len(rows)), np.array(lengths(table, loss)[1]), [row["question_id"] for row in rows]
-    level, drawn = (plan_training(ones, tokens, ids, **settings, local_weight=kind) for kind in ("none", "perplexity"))
+    kinds = (TrainingConfig(loss=loss, epochs=1, local_weight=kind) for kind in ("none", "perplexity"))
+    level, drawn = (plan_training(ones, tokens, ids, settings, seed=0) for settings in kinds)
     ours, stock = both_trainers(table, level, ones, training, path, scratch, "cpu")
     for trainer in (ours, stock):
         trainer.create_optimizer()

@@ -105,19 +105,8 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
     examples = check_schema(table, EXAMPLES["sft"], "the probe's examples")
     rows = tokenise_examples(examples, tokenizer, "sft", {}, tokenizer.eos_token_id)
     weight_N = table["weight"].to_numpy()
-    plan = plan_training(
-        weight_N,
-        np.array(lengths(rows, "sft")[1]),
-        table["question_id"].to_pylist(),
-        loss="sft",
-        epochs=1,
-        max_steps=2,
-        batch_size=4,
-        micro_batch_size=2,
-        normalization=training.normalization,
-        granularity="example",
-        seed=0,
-    )
+    tokens_N = np.array(lengths(rows, "sft")[1])
+    plan = plan_training(weight_N, tokens_N, table["question_id"].to_pylist(), training, seed=0)
     found: dict[str, Any] = {}
 
     class Check(TrainerCallback):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from east_ray.config.training import TrainingConfig
 from east_ray.records import UserError
 
 
@@ -45,16 +46,8 @@ def plan_training(
     weight_N: np.ndarray,
     tokens_N: np.ndarray,
     question_ids: Sequence[str],
-    *,
-    loss: str,
-    epochs: float,
-    max_steps: int,
-    batch_size: int,
-    micro_batch_size: int,
-    normalization: str,
-    granularity: str,
+    training: TrainingConfig,
     seed: int,
-    local_weight: str = "none",
 ) -> TrainingPlan:
     """Order the examples for a whole training and fold everything known beforehand into multipliers.
 
@@ -62,31 +55,24 @@ def plan_training(
     order, because its KL term pairs neighbours. The last step is filled with further examples of multiplier 0. Within a
     step, long and short examples are dealt evenly to the micro-batches, except where these shape the loss.
     """
-    num_examples = len(weight_N)
-    num_positions = max_steps * batch_size if max_steps > 0 else max(1, round(epochs * num_examples))
+    num_examples, batch_size, micro_batch_size = len(weight_N), training.batch_size, training.micro_batch_size
+    num_positions = max(1, round(training.epochs * num_examples))
+    if training.max_steps > 0:
+        num_positions = training.max_steps * batch_size
     num_steps = -(-num_positions // batch_size)
     rng = np.random.default_rng(seed)
     total = num_steps * batch_size
     num_orders = -(-total // num_examples)
-    if loss == "kto":
-        order_N = order_for_kl(question_ids, micro_batch_size, rng)
-        row_P = np.tile(order_N, num_orders)[:total]
+    if training.loss == "kto":
+        row_P = np.tile(order_for_kl(question_ids, micro_batch_size, rng), num_orders)[:total]
     else:
         row_P = np.concatenate([rng.permutation(num_examples) for _ in range(num_orders)])[:total]
     padding_P = np.arange(total) >= num_positions
-    if loss != "kto" and granularity == "example" and local_weight != "perplexity":
+    is_by_example = training.weight_granularity == "example" and training.local_weight != "perplexity"
+    if training.loss != "kto" and is_by_example:
         level_P = level_micro_batches(tokens_N[row_P], batch_size, micro_batch_size)
         row_P, padding_P = row_P[level_P], padding_P[level_P]
-    multiplier_P = multipliers(
-        weight_N[row_P],
-        tokens_N[row_P],
-        padding_P,
-        loss=loss,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        normalization=normalization,
-        granularity=granularity,
-    )
+    multiplier_P = multipliers(weight_N[row_P], tokens_N[row_P], padding_P, training)
     return TrainingPlan(row_P, padding_P, multiplier_P, batch_size, micro_batch_size)
 
 
@@ -104,32 +90,25 @@ def level_micro_batches(tokens_P: np.ndarray, batch_size: int, micro_batch_size:
 
 
 def multipliers(
-    weight_P: np.ndarray,
-    tokens_P: np.ndarray,
-    padding_P: np.ndarray,
-    *,
-    loss: str,
-    batch_size: int,
-    micro_batch_size: int,
-    normalization: str,
-    granularity: str,
+    weight_P: np.ndarray, tokens_P: np.ndarray, padding_P: np.ndarray, training: TrainingConfig
 ) -> np.ndarray:
     """The factor of each position's gradient, given the means that TRL takes by itself.
 
     TRL divides SFT's token sum by the tokens of the whole step, and DPO's and KTO's sum by the examples of the whole
     step, padding included. Exactly 1 for weight 1 with normalization "token" (SFT), or without padding (DPO, KTO).
     """
-    real_SKB = ~padding_P.reshape(-1, batch_size // micro_batch_size, micro_batch_size)
+    loss, micro_batch_size = training.loss, training.micro_batch_size
+    real_SKB = ~padding_P.reshape(-1, training.batch_size // micro_batch_size, micro_batch_size)
     weight_SKB = np.where(real_SKB, weight_P.reshape(real_SKB.shape), 0.0)
     tokens_SKB = np.where(real_SKB, tokens_P.reshape(real_SKB.shape), 0)
     examples_SK1 = real_SKB.sum(axis=2, keepdims=True)
     examples_S11 = examples_SK1.sum(axis=1, keepdims=True)
     tokens_S11 = tokens_SKB.sum(axis=(1, 2), keepdims=True)
-    by_token = loss == "sft" and normalization == "token"
-    divided_by_trl_S11 = tokens_S11 if loss == "sft" else np.full_like(examples_S11, batch_size)
+    by_token = loss == "sft" and training.normalization == "token"
+    divided_by_trl_S11 = tokens_S11 if loss == "sft" else np.full_like(examples_S11, training.batch_size)
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        if granularity == "microbatch":
+        if training.weight_granularity == "microbatch":
             # The released scripts: mean loss of a micro-batch x its mean weight, averaged over the micro-batches.
             weight_SKB = weight_SKB.sum(axis=2, keepdims=True) / examples_SK1 * np.ones_like(weight_SKB)
             inner_SK1 = tokens_SKB.sum(axis=2, keepdims=True) if by_token else examples_SK1
@@ -137,7 +116,7 @@ def multipliers(
         else:
             wanted_SK1 = tokens_S11 if by_token else examples_S11
         scale_SKB = divided_by_trl_S11 / wanted_SK1 * np.ones_like(weight_SKB)
-        if loss == "sft" and normalization == "sequence":
+        if loss == "sft" and training.normalization == "sequence":
             scale_SKB = scale_SKB / tokens_SKB
         return np.where(real_SKB, weight_SKB * scale_SKB, 0.0).reshape(-1)
 

@@ -117,21 +117,7 @@ def workers_of(training: TrainingConfig) -> tuple[Any, ...]:
 
 
 def _planned(arm: ArmTraining, prepared: PreparedExamples, model: ModelConfig) -> TrainingJob:
-    training = arm.training
-    plan = plan_training(
-        prepared.weight_N,
-        prepared.tokens_N,
-        prepared.question_ids,
-        loss=training.loss,
-        epochs=training.epochs,
-        max_steps=training.max_steps,
-        batch_size=training.batch_size,
-        micro_batch_size=training.micro_batch_size,
-        normalization=training.normalization,
-        granularity=training.weight_granularity,
-        seed=arm.seed,
-        local_weight=training.local_weight,
-    )
+    plan = plan_training(prepared.weight_N, prepared.tokens_N, prepared.question_ids, arm.training, arm.seed)
     logger.info("%s: %d examples, %d steps", arm.title, len(prepared.weight_N), plan.num_steps)
     if prepared.tokenised_from_text:
         logger.info("%s: %d completions came as text and were tokenised", arm.title, prepared.tokenised_from_text)

@@ -1,4 +1,4 @@
-"""Inputs of TRL's trainers: all their settings that matter, and the rows in planned order."""
+"""Inputs of TRL's trainers: all their settings that matter, models as sampled from, and the rows in planned order."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import datasets
 import numpy as np
 import peft
 import pyarrow as pa
+from accelerate import init_empty_weights
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import Dataset
 from transformers.integrations.integration_utils import is_tensorboard_available
 
 from east_ray.config.training import LoraConfig, TrainingConfig
+from east_ray.records import UserError
 from east_ray.training.batches import TrainingPlan
 
 
@@ -89,6 +92,40 @@ def lora_config(lora: LoraConfig | None) -> peft.LoraConfig | None:
         target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
+
+
+def restore_buffers(model: Any) -> None:
+    """Give `model` its computed buffers (rotary frequencies) in their own precision.
+
+    Under ZeRO-3 every tensor made while a model is built is cast to the model's type. Rotary frequencies in bf16 turn
+    position 1,000 by up to a radian too much (theta 5e5), in training but not in sampling.
+    """
+    if model is None:
+        return
+    model = bare(model)
+    with init_empty_weights(include_buffers=False):
+        exact = dict(type(model)(model.config).named_modules())
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            buffer, computed = getattr(module, name), getattr(exact[path], name)
+            if buffer is not None and buffer.dtype != computed.dtype:
+                setattr(module, name, computed.to(buffer.device))
+
+
+def bare(model: Any) -> Any:
+    """The transformers model within DeepSpeed's engine, which holds a reference model, or peft's wrapper."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+def refuse_tied_adapter(model: Any) -> None:
+    """UserError for an adapter on one of two tied embeddings: merged, it would change the other one as well."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise UserError(
+            "training.lora.target_modules names an embedding or the output head of a model that ties the two: the merged "
+            "model would not be the trained one; leave them out, or train all parameters"
+        )
 
 
 class PlannedDataset(Dataset):

@@ -16,11 +16,8 @@ from typing import Any
 
 import datasets
 import numpy as np
-import peft
 import pyarrow as pa
 import torch
-from accelerate import init_empty_weights
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import prepare_deepspeed
@@ -34,9 +31,16 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from east_ray.config.training import TrainingConfig
-from east_ray.records import UserError
 from east_ray.training.batches import TrainingPlan
-from east_ray.training.inputs import PlannedDataset, lora_config, refuse_inseparable, trainer_settings
+from east_ray.training.inputs import (
+    PlannedDataset,
+    bare,
+    lora_config,
+    refuse_inseparable,
+    refuse_tied_adapter,
+    restore_buffers,
+    trainer_settings,
+)
 from east_ray.training.losses import example_losses, local_weights
 from east_ray.training.padding_free import PaddingFree
 
@@ -91,40 +95,6 @@ def make_trainer(
     return trainer
 
 
-def restore_buffers(model: Any) -> None:
-    """Give `model` its computed buffers (rotary frequencies) in their own precision.
-
-    Under ZeRO-3 every tensor made while a model is built is cast to the model's type. Rotary frequencies in bf16 turn
-    position 1,000 by up to a radian too much (theta 5e5), in training but not in sampling.
-    """
-    if model is None:
-        return
-    model = _bare(model)
-    with init_empty_weights(include_buffers=False):
-        exact = dict(type(model)(model.config).named_modules())
-    for path, module in model.named_modules():
-        for name in module._non_persistent_buffers_set:
-            buffer, computed = getattr(module, name), getattr(exact[path], name)
-            if buffer is not None and buffer.dtype != computed.dtype:
-                setattr(module, name, computed.to(buffer.device))
-
-
-def _bare(model: Any) -> Any:
-    """The transformers model within DeepSpeed's engine, which holds a reference model, or peft's wrapper."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
-
-
-def refuse_tied_adapter(model: Any) -> None:
-    """UserError for an adapter on one of two tied embeddings: merged, it would change the other one as well."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
-        raise UserError(
-            "training.lora.target_modules names an embedding or the output head of a model that ties the two: the merged "
-            "model would not be the trained one; leave them out, or train all parameters"
-        )
-
-
 class WeightedTrainer(_BaseTrainer):
     """The base of the three weighted trainers, mixed in before TRL's.
 
@@ -176,11 +146,11 @@ class WeightedTrainer(_BaseTrainer):
             return
         self._are_models_prepared = True
         if self.local_weight == "wpo":
-            patched: Any = _bare(self.model)
+            patched: Any = bare(self.model)
             add_fused_lm_head(patched, outputs=("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs"))
         if self._wants_padding_free:
             models = [model for model in (self.model, self.ref_model) if model is not None]
-            self.padding_free = [PaddingFree(_bare(model), isinstance(self, DPOTrainer)) for model in models]
+            self.padding_free = [PaddingFree(bare(model), isinstance(self, DPOTrainer)) for model in models]
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """Leave the rows alone: they are token ids already."""
@@ -226,7 +196,7 @@ class WeightedTrainer(_BaseTrainer):
             self.scale_B = self.multiplier_B
             if self.local_weight != "none":
                 self.scale_B = self.scale_B * self._local_weights(output, self.multiplier_B)
-            output.log_probs = _ScaleGradient.apply(log_probs_RT, self.scale_B.repeat(passes)[:, None])
+            scale_gradient(log_probs_RT, self.scale_B.repeat(passes)[:, None])
         return output
 
     def _local_weights(self, output: Any, multiplier_B: torch.Tensor) -> torch.Tensor:
@@ -345,15 +315,6 @@ TRAINERS: dict[str, tuple[type[WeightedTrainer], type]] = {
 }
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, with a gradient multiplied by `scale`."""
-
-    @staticmethod
-    def forward(context: Any, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(scale)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        (scale,) = context.saved_tensors
-        return (gradient * scale).to(gradient.dtype), None
+def scale_gradient(values: torch.Tensor, scale: torch.Tensor) -> None:
+    """Multiply the gradient that will reach `values` by `scale`."""
+    values.register_hook(lambda gradient: (gradient * scale).to(gradient.dtype))

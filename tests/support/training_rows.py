@@ -72,20 +72,8 @@ def planned(
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     rows = tokenise_examples(check_schema(table, EXAMPLES[loss], "test"), tokenizer, loss, {}, tokenizer.eos_token_id)
     weight_N = table["weight"].to_numpy() if weights is None else weights
-    plan = plan_training(
-        weight_N,
-        np.array(lengths(rows, loss)[1]),
-        rows["question_id"].to_pylist(),
-        loss=loss,
-        epochs=training.epochs,
-        max_steps=training.max_steps,
-        batch_size=training.batch_size,
-        micro_batch_size=training.micro_batch_size,
-        normalization=training.normalization,
-        granularity=training.weight_granularity,
-        seed=seed,
-        local_weight=training.local_weight,
-    )
+    tokens_N = np.array(lengths(rows, loss)[1])
+    plan = plan_training(weight_N, tokens_N, rows["question_id"].to_pylist(), training, seed)
     return rows, plan, weight_N
 
 

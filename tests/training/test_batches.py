@@ -9,24 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from east_ray.config.training import TrainingConfig
 from east_ray.records import UserError
 from east_ray.training.batches import level_micro_batches, multipliers, order_for_kl, plan_training
 
-DEFAULTS: dict[str, Any] = {
-    "loss": "sft",
-    "epochs": 3,
-    "max_steps": -1,
-    "batch_size": 8,
-    "micro_batch_size": 2,
-    "normalization": "token",
-    "granularity": "example",
-    "seed": 0,
-}
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({"batch_size": 8, "micro_batch_size": 2, **changes})
 
 
-def plan(count: int, **changes: Any) -> Any:
+def plan(count: int, seed: int = 0, **changes: Any) -> Any:
     questions = [f"q{i // 2}" for i in range(count)]
-    return plan_training(np.arange(1.0, count + 1), np.arange(3, count + 3), questions, **{**DEFAULTS, **changes})
+    return plan_training(np.arange(1.0, count + 1), np.arange(3, count + 3), questions, settings(**changes), seed)
 
 
 @pytest.mark.parametrize("loss", ["sft", "dpo", "kto"])
@@ -58,7 +52,9 @@ def test_long_and_short_examples_are_dealt_evenly_to_a_steps_micro_batches() -> 
     assert tokens[order].tolist() == [90, 10, 80, 20, 70, 30, 60, 40, 8, 1, 7, 2, 6, 3, 5, 4]
 
 
-@pytest.mark.parametrize("changes", [{"granularity": "microbatch"}, {"local_weight": "perplexity"}, {"loss": "kto"}])
+@pytest.mark.parametrize(
+    "changes", [{"weight_granularity": "microbatch"}, {"local_weight": "perplexity"}, {"loss": "kto"}]
+)
 def test_micro_batches_that_shape_the_loss_are_left_as_they_were_drawn(changes: dict[str, str]) -> None:
     made = plan(32, **changes, epochs=1)
     drawn = np.random.default_rng(0).permutation(32)
@@ -108,16 +104,8 @@ PADDING = np.array([False, False, False, True])
 
 
 def by_hand(loss: str, normalization: str, granularity: str) -> np.ndarray:
-    return multipliers(
-        WEIGHTS,
-        TOKENS,
-        PADDING,
-        loss=loss,
-        batch_size=4,
-        micro_batch_size=2,
-        normalization=normalization,
-        granularity=granularity,
-    )
+    training = settings(loss=loss, batch_size=4, normalization=normalization, weight_granularity=granularity)
+    return multipliers(WEIGHTS, TOKENS, PADDING, training)
 
 
 def test_sft_by_token_leaves_weights_alone_because_trl_takes_the_token_mean() -> None:
@@ -145,5 +133,5 @@ def test_microbatch_granularity_multiplies_mean_loss_by_mean_weight() -> None:
 @pytest.mark.parametrize("loss", ["sft", "dpo", "kto"])
 def test_weights_of_one_multiply_by_exactly_one(loss: str) -> None:
     questions = [f"q{i}" for i in range(32)]
-    made = plan_training(np.ones(32), np.arange(32) + 3, questions, **{**DEFAULTS, "loss": loss, "epochs": 1})
+    made = plan_training(np.ones(32), np.arange(32) + 3, questions, settings(loss=loss, epochs=1), seed=0)
     assert (made.multiplier_P == 1.0).all()

@@ -201,8 +201,8 @@ def test_the_gradient_check_passes_in_bf16_on_text_the_model_has_never_seen(loss
 def test_the_gradient_check_stops_a_training_whose_weights_are(
     broken: Callable[[torch.Tensor], torch.Tensor], loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scaled = trainers._ScaleGradient.apply
-    monkeypatch.setattr(trainers._ScaleGradient, "apply", lambda values, scale: scaled(values, broken(scale)))
+    scale_gradient = trainers.scale_gradient
+    monkeypatch.setattr(trainers, "scale_gradient", lambda values, scale: scale_gradient(values, broken(scale)))
     training = config(loss)
     rows, plan, weights = planned(loss, 16, training)
     with pytest.raises(WeightedGradientError, match=r"install the versions in pyproject\.toml"):
