@@ -63,11 +63,6 @@ class PoolPlan:
         return sum(phase.seconds for phase in self.phases)
 
     @property
-    def grading_is_slow(self) -> bool:
-        """Does grading take longer than sampling?"""
-        return self.grading_seconds > sum(phase.seconds for phase in self.phases if phase.interruptible)
-
-    @property
     def sampling_fits(self) -> bool:
         """Does one engine's KV cache hold at least the longest sequence?"""
         return self.kv_tokens >= self.longest_tokens

@@ -57,28 +57,21 @@ def _workload(estimate: CostEstimate) -> Iterator[str]:
 
 def _pool(estimate: CostEstimate, pool: PoolPlan) -> Iterator[str]:
     yield f"on {pool.count} x {pool.device.name}"
+    names = [(p.name, f"{p.devices:g}") for p in pool.phases] + [("total", "")]
+    figures: list[tuple[float, ...]] = [(p.tokens, p.starting, p.seconds, p.device_hours) for p in pool.phases]
+    figures.append(tuple(map(sum, zip(*figures, strict=True))))
     rows = [
-        (
-            p.name,
-            _count(p.tokens),
-            f"{p.devices:g}",
-            duration(p.starting),
-            duration(p.seconds),
-            f"{p.device_hours:,.2f}",
-        )
-        for p in pool.phases
+        (name, _count(tokens), devices, duration(starting), duration(seconds), f"{hours:,.2f}")
+        for (name, devices), (tokens, starting, seconds, hours) in zip(names, figures, strict=True)
     ]
-    hours = sum(p.device_hours for p in pool.phases)
-    starting, tokens = sum(p.starting for p in pool.phases), sum(p.tokens for p in pool.phases)
-    rows.append(("total", _count(tokens), "", duration(starting), duration(pool.seconds), f"{hours:,.2f}"))
     yield _table(("phase", "tokens", "devices", "starting", "wall time", "device hours"), rows)
-    slow = "; more grading.workers would end the sampling sooner" if pool.grading_is_slow else ""
+    is_slow = pool.grading_seconds > sum(p.seconds for p in pool.phases if p.interruptible)
+    slow = "; more grading.workers would end the sampling sooner" if is_slow else ""
     yield f"  grading during sampling: {duration(pool.grading_seconds)} on {counted(estimate.config.grading.workers, 'core')}{slow}"
     on_demand, spot = pool.price(spot=False), pool.price(spot=True)
     yield f"  price: ${on_demand:,.2f} on demand, ${spot:,.2f} with spot for sampling and evaluation"
-    held = (
-        f"KV cache holds {_count(pool.kv_tokens)} tokens, {pool.kv_tokens / pool.longest_tokens:,.0f} longest sequences"
-    )
+    longest = f"{pool.kv_tokens / pool.longest_tokens:,.0f} longest sequences"
+    held = f"KV cache holds {_count(pool.kv_tokens)} tokens, {longest}"
     yield f"  memory while sampling: {_memory(pool.sampling, pool.sampling_gib, pool.sampling_fits)}; {held}"
     if not pool.sampling_fits:
         yield "    one sequence does not fit: raise sampling.tensor_parallel_size, or lower max_new_tokens"
