@@ -27,6 +27,16 @@ TINY = Path(__file__).parents[1] / "tiny"
 CHILD_SECONDS = 300
 HOSTILE = ("9^{9^{9^{9}}}", r"\sum_{n=1}^{10^{12}} \frac{1}{n}", r"\int_0^1 x^{x^{x}} dx", "99999999!")
 DEADLINE_SECONDS = 2.0
+FOLLOWS = {  # what follows where an assumption does not hold, and what to do
+    "grading": "grading may hang or misjudge: install the pinned math-verify and sympy",
+    "store": "steps may miss each other's files there: keep run.dir on a store with strong read-after-write consistency",
+    "seeds": "a resumed run draws other samples than an undisturbed one; both are fair draws",
+    "token ids": "training would see other tokens than were sampled; report this",
+    "exchange": "evaluations of several arms would be of mixed weights: do not trust them, and report this",
+    "weights": "training would minimise another loss: install the pinned transformers, trl and deepspeed",
+    "multipliers": "weights are rounded, by up to 0.4%: report this with your versions",
+    "resuming": "a training that was killed ends in another model than an undisturbed one: install the pinned versions",
+}
 
 
 def probe(config: Config | None) -> Iterator[Finding]:
@@ -43,9 +53,9 @@ def probe(config: Config | None) -> Iterator[Finding]:
         yield from probe_trainings(config, scratch)
 
 
-def _finding(name: str, holds: bool, expected: str, found: str, otherwise: str) -> Finding:
+def _finding(name: str, holds: bool, expected: str, found: str) -> Finding:
     detail = f"expected {expected}; found {found}"
-    return ok(name, detail) if holds else fail(name, detail, otherwise)
+    return ok(name, detail) if holds else fail(name, detail, FOLLOWS[name.partition(",")[0]])
 
 
 def probe_grading() -> Iterator[Finding]:
@@ -67,7 +77,6 @@ def probe_grading() -> Iterator[Finding]:
         seconds <= most and after is not None and after[0] and not any(result and result[0] for result in hostile),
         f"{len(HOSTILE)} endless comparisons over within {most:g} s, none called right, and 1/2 = 0.5 afterwards",
         f"{seconds:.1f} s, {sum(r is None for r in hostile)} of them killed, 1/2 = 0.5 {bool(after and after[0])}",
-        "grading may hang or misjudge: install the pinned math-verify and sympy",
     )
 
 
@@ -82,13 +91,8 @@ def probe_store(config: Config, objects: int = 20) -> Finding:
     stale += len(run.list(folder, suffix=".txt")) != objects
     run.delete(folder)
     stale += bool(run.list(folder, suffix=".txt"))
-    return _finding(
-        "store",
-        stale == 0,
-        f"{objects} objects read, listed and gone as they were written",
-        "so" if stale == 0 else f"{stale} stale answers",
-        "steps may miss each other's files there: keep run.dir on a store with strong read-after-write consistency",
-    )
+    expected = f"{objects} objects read, listed and gone as they were written"
+    return _finding("store", stale == 0, expected, f"{stale} stale answers" if stale else "so")
 
 
 def probe_engines(config: Config, scratch: Path) -> Iterator[Finding]:
@@ -101,36 +105,17 @@ def probe_engines(config: Config, scratch: Path) -> Iterator[Finding]:
     first, second = (_child("engine", {**settings, "open": path}, scratch) for path in (base, other))
     for result in (first, second):
         if "error" in result:
-            yield fail(
-                "engine",
-                f"does not run: {result['error']}",
-                "`east-ray sample` on a few questions shows all that vLLM says",
-            )
+            remedy = "`east-ray sample` on a few questions shows all that vLLM says"
+            yield fail("engine", f"does not run: {result['error']}", remedy)
             return
-    total = sum(map(len, first["together"]))
-    same = _equal(first["together"], first["alone"])
-    yield _finding(
-        "seeds",
-        same == total,
-        f"{total} of {total} samples the same alone as in company",
-        f"{same}",
-        "a resumed run draws other samples than an undisturbed one; both are fair draws",
-    )
-    yield _finding(
-        "token ids",
-        first["kept"] == total,
-        f"{total} of {total} completions counted and kept by the ids that decode to their text",
-        f"{first['kept']}",
-        "training would see other tokens than were sampled; report this",
-    )
+    total, kept = sum(map(len, first["together"])), first["kept"]
+    same, every = _equal(first["together"], first["alone"]), f"{total} of {total}"
+    yield _finding("seeds", same == total, f"{every} samples the same alone as in company", f"{same}")
+    expected = f"{every} completions counted and kept by the ids that decode to their text"
+    yield _finding("token ids", kept == total, expected, f"{kept}")
     same, stale = (_equal(first["exchanged"], other) for other in (second["together"], first["together"]))
-    yield _finding(
-        "exchange",
-        same == total and stale < total / 2,
-        f"{total} of {total} samples of exchanged weights as from a fresh engine, few as before",
-        f"{same}, {stale} as before",
-        "evaluations of several arms would be of mixed weights: do not trust them, and report this",
-    )
+    expected = f"{every} samples of exchanged weights as from a fresh engine, few as before"
+    yield _finding("exchange", same == total and stale < total / 2, expected, f"{same}, {stale} as before")
 
 
 def _equal(a: list[list[str]], b: list[list[str]]) -> int:
@@ -164,27 +149,16 @@ def probe_trainings(config: Config, scratch: Path) -> Iterator[Finding]:
         if "error" in result:
             yield fail("training", f"does not run in {dtype}: {result['error']}", "the message names the remedy")
             return
-        yield _finding(
-            f"weights, {dtype}",
-            result["distance"] <= (most := 1e-4 if dtype == "float32" else 0.05),
-            f"the weighted gradient within {most:g} of the formulas'",
-            f"{result['distance']:.1e}",
-            "training would minimise another loss: install the pinned transformers, trl and deepspeed",
+        distance, multiplier, resumed = result["distance"], result["multiplier"], result["resumed"]
+        most = 1e-4 if dtype == "float32" else 0.05
+        expected = f"the weighted gradient within {most:g} of the formulas'"
+        yield _finding(f"weights, {dtype}", distance <= most, expected, f"{distance:.1e}")
+        expected = "weights in float32 where they meet the gradient"
+        yield _finding(f"multipliers, {dtype}", multiplier == "torch.float32", expected, multiplier)
+        expected = (
+            "the second of two steps, taken again from the first's checkpoint, ends in the same weights bit for bit"
         )
-        yield _finding(
-            f"multipliers, {dtype}",
-            result["multiplier"] == "torch.float32",
-            "weights in float32 where they meet the gradient",
-            result["multiplier"],
-            "weights are rounded, by up to 0.4%: report this with your versions",
-        )
-        yield _finding(
-            f"resuming, {dtype}",
-            result["resumed"],
-            "the second of two steps, taken again from the first's checkpoint, ends in the same weights bit for bit",
-            "so" if result["resumed"] else "other weights",
-            "a training that was killed ends in another model than an undisturbed one: install the pinned versions",
-        )
+        yield _finding(f"resuming, {dtype}", resumed, expected, "so" if resumed else "other weights")
 
 
 def _child(name: str, settings: dict[str, Any], scratch: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,11 @@ def run_engine(settings: dict[str, Any]) -> dict[str, Any]:
     longest = max(len(request.prompt_token_ids) for request in requests)
     engine = VllmEngine(EngineSettings(settings["open"], config.model, sampling, longest))
 
-    def sample(*chosen: Request) -> list[Any]:
-        return engine.generate(chosen)
-
-    def texts(results: list[Any]) -> list[list[str]]:
+    def texts(results: Sequence[Any]) -> list[list[str]]:
         return [[completion.text for completion in completions] for completions in results]
 
     try:
-        together = sample(*requests)
+        together: list[Any] = engine.generate(requests)
         found: dict[str, Any] = {"together": texts(together)}
         if settings["open"] != settings["base"]:
             return found
@@ -54,9 +51,9 @@ def run_engine(settings: dict[str, Any]) -> dict[str, Any]:
             and completion.num_tokens == len(completion.token_ids)
             for completion in sampled
         )
-        found["alone"] = texts([sample(request)[0] for request in reversed(requests)][::-1])
+        found["alone"] = texts([engine.generate([request])[0] for request in reversed(requests)][::-1])
         engine.load(settings["other"])
-        found["exchanged"] = texts(sample(*requests))
+        found["exchanged"] = texts(engine.generate(requests))
         return found
     finally:
         engine.close()
@@ -87,9 +84,8 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
         "workers": 1,
         "max_steps": 2,
         "checkpoint_steps": 1,
-        "report_to": ("none",),
     }
-    training = config.training.model_copy(update=changes)
+    training = config.training.model_copy(update={**changes, "report_to": ("none",)})
     set_up_deepspeed(training.use_gpu)
     numbers = range(2, 10)
     prompts = [f"Start with {n}, then +{n}." for n in numbers]
