@@ -30,6 +30,8 @@ STEP_COMMANDS = {
     "evaluate": "measure every arm on the test questions",
 }
 
+COMMANDS = ("run", "sweep", "reproduce")  # of the whole loop
+
 # Errors of a disk, whichever library met them, and their remedies.
 DISK = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, or raise the limit"),
@@ -96,71 +98,52 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.add_argument(
-            "-v", "--verbose", action="store_true", help="also show the libraries' logs, and full tracebacks"
-        )
+        verbose_help = "also show the libraries' logs, and full tracebacks"
+        sub.add_argument("-v", "--verbose", action="store_true", help=verbose_help)
         sub.set_defaults(call=call)
         return sub
 
     def with_config(name: str, text: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         sub = command(name, text, call)
         sub.add_argument("config", help="TOML file, e.g. jobs/configs/tiny.toml")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. training.loss=dpo"
-        )
+        set_help = "change a setting, e.g. training.loss=dpo"
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
         return sub
 
     run = with_config("run", "run the whole loop, or continue it where it stopped; a finished run is a no-op", _run)
-    run.add_argument(
-        "--restart-from", metavar="STEP", help="discard this step and all after it: " + ", ".join(STEP_COMMANDS)
-    )
+    restart_help = "discard this step and all after it: " + ", ".join(STEP_COMMANDS)
+    run.add_argument("--restart-from", metavar="STEP", help=restart_help)
     for name, text in STEP_COMMANDS.items():
         with_config(name, f"run one step: {text}", _run)
-    imports = with_config(
-        "import-samples", "import completions sampled elsewhere, in place of `sample`", _import_samples
-    )
+    text = "import completions sampled elsewhere, in place of `sample`"
+    imports = with_config("import-samples", text, _import_samples)
     imports.add_argument("file", help="JSONL, JSONL.gz or Parquet with an id or question and its completions per line")
     with_config("sweep", "train and compare many arms on one set of samples", _run)
     with_config("reproduce", "train every arm of one column of the paper's Table 1, and of its figures", _run)
     with_config("config", "print the resolved configuration", _config)
     planned = with_config("plan", "estimate tokens, memory, time and price before spending them", _plan)
-    planned.add_argument(
-        "--pool",
-        action="append",
-        default=[],
-        metavar="COUNTxDEVICE",
-        help="e.g. 8xH100 (devices: see preflight/prices.toml); may be repeated",
-    )
-    planned.add_argument(
-        "--for",
-        dest="command_to_plan",
-        choices=("run", "sweep", "reproduce"),
-        default="run",
-        help="which command to plan",
-    )
+    pool_help = "e.g. 8xH100 (devices: see preflight/prices.toml); may be repeated"
+    planned.add_argument("--pool", action="append", default=[], metavar="COUNTxDEVICE", help=pool_help)
+    planned.add_argument("--for", dest="planned", choices=COMMANDS, default="run", help="which command to plan")
     doctor = command("doctor", "check this machine and a config, and say how to fix what is wrong", _doctor)
     doctor.add_argument("config", nargs="?", help="TOML file")
     doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
-    doctor.add_argument(
-        "--probe",
-        action="store_true",
-        help="also run the engine, training and grading once, and say what they really do",
-    )
-    for name, text, call in (
-        ("report", "write the HTML report of a run directory", _report),
-        (
-            "audit",
-            "check that what was trained is what was sampled, and show how much the weights depend on clustering",
-            _audit,
+    probe_help = "also run the engine, training and grading once, and say what they really do"
+    doctor.add_argument("--probe", action="store_true", help=probe_help)
+    text = "check that what was trained is what was sampled, and show how much the weights depend on clustering"
+    of_run = [
+        command("report", "write the HTML report of a run directory", _report),
+        command("audit", text, _audit),
+        command(
+            "sufficiency", "show whether fewer samples per question would have given the same weights", _sufficiency
         ),
-        ("sufficiency", "show whether fewer samples per question would have given the same weights", _sufficiency),
-    ):
-        command(name, text, call).add_argument("run", help="run directory, local or s3:// or gs://")
+    ]
     compared = command("compare", "compare two evaluated models or runs, question by question", _compare)
     for side in ("a", "b"):
         compared.add_argument(side, help="run directory, or one model's inside it, e.g. RUN/round-00/arms/east")
     export = command("export", "copy a round's training examples to a directory as a Hugging Face dataset", _export)
-    export.add_argument("run", help="run directory, local or s3:// or gs://")
+    for sub in (*of_run, export):
+        sub.add_argument("run", help="run directory, local or s3:// or gs://")
     export.add_argument("target", help="a new or empty local directory")
     export.add_argument("--round", default="round-00", help="where in the run, e.g. round-01/arms/east")
     return parser
@@ -201,7 +184,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from east_ray.preflight.estimate import estimate
     from east_ray.preflight.plan import render
 
-    print(render(estimate(_expand(_load(arguments), arguments.command_to_plan), arguments.pool)))  # noqa: T201
+    print(render(estimate(_expand(_load(arguments), arguments.planned), arguments.pool)))  # noqa: T201
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
