@@ -5,6 +5,7 @@ transformers builds the model on torch's meta device, so every architecture that
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,7 @@ from east_ray.models import local_model, read_json
 from east_ray.records import UserError
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-# Configs of the paper's models: their hub pages are gated, and planning should not need a login.
-_LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8}
-_LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
-_LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "tie_word_embeddings": False}
-KNOWN: dict[str, dict[str, Any]] = {
-    "meta-llama/llama-3.2-1b-instruct": {**_LLAMA, **_LLAMA_1B},
-    "meta-llama/llama-3.1-8b-instruct": {**_LLAMA, **_LLAMA_8B},
-}
+KNOWN = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -80,8 +73,8 @@ class Architecture:
 
 
 def read_architecture(model: ModelConfig) -> Architecture:
-    """From the table above, or the config.json of the model wherever it is. UserError when it cannot be counted."""
-    if (known := KNOWN.get(model.path.lower())) and not Path(model.path).is_dir():
+    """From known.toml, or the config.json of the model wherever it is. UserError when it cannot be counted."""
+    if (known := KNOWN["models"].get(model.path.lower())) and not Path(model.path).is_dir():
         return from_hf_config(known, model)
     config = read_json(model.path, "config.json", model.revision)
     if config is None:

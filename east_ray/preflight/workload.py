@@ -1,6 +1,6 @@
 """The workload of a config: questions of each split, tokens per prompt and completion, before anything is rendered.
 
-The sizes of the sets that the shipped configs use are known here, so that planning for them needs neither network nor
+The sizes of the sets that the shipped configs use are in `known.toml`, so that planning for them needs neither network nor
 login. Local files are read, other hub sets are asked of the hub.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from east_ray.config.load import Config
 from east_ray.config.sections import QuestionsConfig
-from east_ray.preflight.model_size import Architecture
+from east_ray.preflight.model_size import KNOWN, Architecture
 from east_ray.questions.questions import load_questions
 from east_ray.questions.sources import parse_hub
 from east_ray.records import UserError
@@ -40,20 +40,8 @@ class Split:
     longest_chars: int
 
 
-# Counted once. Names are lower case; the splits are those of the default config and of GSM8K's "main".
-HUB_SETS = {
-    ("openai/gsm8k", "train"): Split(7473, 235, 985),
-    ("openai/gsm8k", "test"): Split(1319, 240, 848),
-    ("digitallearninggmbh/math-lighteval", "train"): Split(7500, 210, 4309),
-    ("digitallearninggmbh/math-lighteval", "test"): Split(5000, 191, 2828),
-    ("huggingfaceh4/math-500", "test"): Split(500, 196, 1733),
-}
+HUB_SETS = {(name, split): Split(*size) for name, splits in KNOWN["sets"].items() for split, size in splits.items()}
 OTHER_SET = Split(0, 250, 2000)  # characters of sets whose texts were not counted
-
-# Mean tokens of sampled and of greedy completions, by a word in the training set's name. Instruct models' public
-# answers average 780 (GSM8K) and 1,080 (MATH) characters; MATH's sampled ones are rounded up for those that ramble on
-# at temperature 1. The bundled tiny model's were counted.
-COMPLETION_TOKENS = {"gsm8k": (220, 220), "math": (450, 310), "tiny": (23, 33)}
 OTHER_COMPLETION_TOKENS = (400, 400)
 
 CHARACTERS_PER_TOKEN = 3.5
@@ -71,7 +59,9 @@ def measure_workload(config: Config, architecture: Architecture) -> Workload:
     test = count_questions(questions, questions.test, "test_limit") if questions.test else Split(0, 0, 0)
     fixed = template + len(questions.system_prompt or "") / characters_per_token
     words = re.split(r"\W+|_", questions.train.lower())
-    sampled, greedy = next((n for key, n in COMPLETION_TOKENS.items() if key in words), OTHER_COMPLETION_TOKENS)
+    sampled, greedy = next(
+        (n for key, n in KNOWN["completion_tokens"].items() if key in words), OTHER_COMPLETION_TOKENS
+    )
     validation = round(train.questions * questions.validation_share)
     return Workload(
         train=train.questions - validation,
