@@ -61,9 +61,9 @@ def _parse(text: str) -> CanonicalAnswer:
     return leaf(_exact(value) if _FLOAT.fullmatch(text) else value, text)
 
 
-def _element(text: str) -> CanonicalAnswer:
-    """One of several answers, each with its own unit: 5 cm, 12 cm."""
-    return _parse(without_unit(text.strip()))
+def _elements(parts: list[str]) -> list[CanonicalAnswer]:
+    """Several answers, each with its own unit: 5 cm, 12 cm."""
+    return [_parse(without_unit(part.strip())) for part in parts]
 
 
 _FLOAT = re.compile(r"-?[0-9]*\.[0-9]{12,}")
@@ -112,7 +112,7 @@ def _list(text: str) -> CanonicalAnswer | None:
         return None if parts[0] == text else _parse(parts[0])
     if all(_INEQUALITY.search(part) for part in parts):
         return _inequalities(parts, alternative="or" in signs)
-    elements = [_element(part) for part in parts]
+    elements = _elements(parts)
     names = [match[1] for part in parts if (match := _ASSIGNED.match(part))]
     in_order = frozenset({f"({','.join(element.key for element in elements)})"})
     if len(set(names)) == len(parts):
@@ -264,11 +264,11 @@ def _bracketed(text: str) -> CanonicalAnswer | None:
     except ParseError:
         return None  # the first bracket is not closed by the last: (x+1)(x-1)
     if opening == "\\{":
-        return set_of([_element(part) for part in parts])
+        return set_of(_elements(parts))
     if not signs:
         return None
     form = f"{opening}{{}}{closing}" if len(parts) == 2 else "({})"
-    return compound(form, [_element(part) for part in parts])
+    return compound(form, _elements(parts))
 
 
 _MATRIX = re.compile(
@@ -293,11 +293,8 @@ def _matrix(text: str) -> CanonicalAnswer | None:
 
 
 def _plus_minus(text: str) -> CanonicalAnswer | None:
-    if "\\pm" not in text and "\\mp" not in text:
-        return None
-    upper = text.replace("\\pm", "+").replace("\\mp", "-")
-    lower = text.replace("\\pm", "-").replace("\\mp", "+")
-    return set_of([_parse(upper), _parse(lower)])
+    values = [text.replace("\\pm", plus).replace("\\mp", minus) for plus, minus in ("+-", "-+")]
+    return set_of([_parse(value) for value in values]) if text not in values else None
 
 
 def _percentage(text: str) -> CanonicalAnswer | None:

@@ -134,9 +134,7 @@ class _Parser:
             elif self.take("^"):
                 if degree := _DEGREE.match(self._text, self._at):
                     self._at = degree.end()
-                    value = (
-                        values.divide(values.multiply(value, values.PI), Fraction(180)) if self._in_function else value
-                    )
+                    value = values.multiply(value, values.DEGREE if self._in_function else Fraction(1))
                 else:
                     value = values.power(value, self.exponent())
             else:

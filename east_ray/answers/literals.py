@@ -11,6 +11,7 @@ from east_ray.answers.meaning import CanonicalAnswer, compound, leaf, set_of
 from east_ray.answers.values import fingerprint
 
 EMPTY = CanonicalAnswer("{}")
+REALS = compound("({})", [leaf(evaluate(end), end) for end in ("-\\infty", "\\infty")])
 FUNCTION_NAME = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|sin|cos|tan|sec|csc|cot|log|ln|exp)(?![a-z]{2})")
 _WORDS = re.compile(
     r"[A-Za-z]{3,}(?:-[A-Za-z]{3,})*|(?=[A-Za-z ']*[A-Za-z]{3})[A-Za-z]{2,}(?:[ '-][A-Za-z]+)+|no|on|up|in"
@@ -30,20 +31,15 @@ _SYNONYMS = {"true": "yes", "false": "no", "dne": "does not exist", "correct": "
 def words(text: str) -> CanonicalAnswer | None:
     """Letters only, at least two: Monday, no solution. A single letter is a variable, or a choice: (A) and A agree."""
     if text.startswith("\\mathbb") and text.replace(" ", "").strip("{}") in ("\\mathbb{R", "\\mathbbR"):
-        return reals()
+        return REALS
     if not _WORDS.fullmatch(text) or FUNCTION_NAME.search(text):
         return None
     plain = " ".join(text.casefold().split())
     if _NOTHING.fullmatch(plain):
         return EMPTY
     if _EVERYTHING.fullmatch(plain):
-        return reals()
+        return REALS
     return CanonicalAnswer(f"words {_SYNONYMS.get(plain, plain)}")
-
-
-def reals() -> CanonicalAnswer:
-    infinity = leaf(evaluate("\\infty"), "\\infty")
-    return compound("({})", [leaf(evaluate("-\\infty"), "-\\infty"), infinity])
 
 
 _NUMERAL = re.compile(r"(-?)0*([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?) ?(?:_ ?\{? ?| base )([0-9]{1,2}) ?\}?")

@@ -38,11 +38,11 @@ class CanonicalAnswer:
 
 def agree(reference: CanonicalAnswer, answer: CanonicalAnswer) -> bool:
     """Is the answer the reference, exactly or as a decimal close enough to it?"""
-    if reference.key == answer.key or reference.key in answer.also or answer.key in reference.also:
-        return True
-    if reference.also & answer.also or reference.key in answer.alternatives | answer.conclusions:
-        return True
-    if answer.key in reference.alternatives:
+    if (
+        {reference.key, *reference.also} & {answer.key, *answer.also}
+        or reference.key in answer.alternatives | answer.conclusions
+        or answer.key in reference.alternatives
+    ):
         return True
     if reference.shape != answer.shape or not any("." in number for number in reference.spellings + answer.spellings):
         return False

@@ -79,8 +79,7 @@ def _simplify(text: str) -> str:
 
 def _balanced(text: str) -> str:
     """Drop closing brackets at the end that were never opened: left over from the sentence around the answer."""
-    opened = any(bracket in text for bracket in "([{")
-    return text if opened else text.rstrip(")]}")
+    return text if re.search(r"[(\[{]", text) else text.rstrip(")]}")
 
 
 _REMARK = re.compile(r" ?\(([^()]*)\)$")

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import mpmath
+from mpmath.libmp import to_rational
 
 MAX_EXACT_BITS = 10_000  # larger rationals are rounded to 40 digits; also below the length Python prints
 MAX_EXPONENT = 1_000_000  # of powers and exp, and the argument of trigonometric functions
@@ -78,8 +79,7 @@ def _simplest(number: Any) -> Any:
 
 
 def _as_fraction(number: Any) -> Fraction:
-    sign, mantissa, exponent, _ = number._mpf_
-    return Fraction(-mantissa if sign else mantissa) * Fraction(2) ** exponent
+    return Fraction(*to_rational(number._mpf_))
 
 
 def _digits(number: Any) -> str:
@@ -230,6 +230,7 @@ FUNCTIONS: dict[str, Callable[[Value], Value]] = {
     **{f"arc{name}": _bounded(f"a{name}") for name in ("sin", "cos", "tan", "sec", "csc", "cot")},
 }
 PI: Value = _CONTEXT.pi + 0
+DEGREE: Value = PI / 180
 E: Value = _CONTEXT.e + 0
 I: Value = _CONTEXT.mpc(0, 1)  # noqa: E741
 
