@@ -64,9 +64,7 @@ GRADES = pa.schema(
         pa.field("rules", pa.list_(pa.string()), nullable=False),  # which extraction rule fired
         pa.field("verdicts", pa.list_(pa.string()), nullable=False),  # one of VERDICTS per completion
         pa.field("clusters", pa.list_(pa.int32()), nullable=False),  # per completion; -1: ignored (unanswered="ignore")
-        pa.field(
-            "cluster_sizes", pa.list_(pa.int32()), nullable=False
-        ),  # by size, then key; all counts are of completions
+        pa.field("cluster_sizes", pa.list_(pa.int32()), nullable=False),  # completions; by size, then key
         pa.field("cluster_verdicts", pa.list_(pa.string()), nullable=False),
         pa.field("truncated", pa.list_(pa.bool_()), nullable=False),
         pa.field("run_on", pa.list_(pa.bool_()), nullable=False),  # another turn follows the answer: not for training
@@ -99,33 +97,16 @@ MEASURES = pa.schema(
 )
 
 # The question, TRL's own column names, then one float64 column per mapping as in MEASURES. Ids are those that were sampled;
-# null: imported as text, to be tokenised once and, unless `cut` at the sampler's limit, given the model's end token.
-_IDS = pa.list_(pa.int32())
+# null: imported as text, to be tokenised once and, unless `cut` (the rejected one) at the sampler's limit, given the model's end token.
+_TEXT, _IDS = pa.string(), pa.list_(pa.int32())
+_QUESTION = {"question_id": _TEXT, "prompt": _TEXT}
+_ANSWERED = _QUESTION | {"completion": _TEXT}
 EXAMPLES = {
-    "sft": pa.schema(
-        [("question_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string()), ("completion_ids", _IDS)]
-    ),
+    "sft": pa.schema(_ANSWERED | {"completion_ids": _IDS}),
     "dpo": pa.schema(
-        [
-            ("question_id", pa.string()),
-            ("prompt", pa.string()),
-            ("chosen", pa.string()),
-            ("rejected", pa.string()),
-            ("chosen_ids", _IDS),
-            ("rejected_ids", _IDS),
-            ("cut", pa.bool_()),  # the rejected one
-        ]
+        _QUESTION | {"chosen": _TEXT, "rejected": _TEXT, "chosen_ids": _IDS, "rejected_ids": _IDS, "cut": pa.bool_()}
     ),
-    "kto": pa.schema(
-        [
-            ("question_id", pa.string()),
-            ("prompt", pa.string()),
-            ("completion", pa.string()),
-            ("label", pa.bool_()),
-            ("completion_ids", _IDS),
-            ("cut", pa.bool_()),
-        ]
-    ),
+    "kto": pa.schema(_ANSWERED | {"label": pa.bool_(), "completion_ids": _IDS, "cut": pa.bool_()}),
 }
 ADDED_COLUMNS = ("completion_ids", "chosen_ids", "rejected_ids", "cut")  # that finished runs may lack: null there
 

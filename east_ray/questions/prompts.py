@@ -77,18 +77,7 @@ class Prompts:
         for q in questions:
             prompt = self.text(q.question)
             ids = self.token_ids(prompt)
-            rows.append(
-                {
-                    "question_id": q.question_id,
-                    "question": q.question,
-                    "reference": q.reference,
-                    "level": q.level,
-                    "subject": q.subject,
-                    "prompt": prompt,
-                    "prompt_token_ids": ids,
-                    "prompt_hash": prompt_hash(ids),
-                }
-            )
+            rows.append({**vars(q), "prompt": prompt, "prompt_token_ids": ids, "prompt_hash": prompt_hash(ids)})
         return pa.Table.from_pylist(rows, schema=QUESTIONS)
 
     def _trouble(self) -> str | None:

@@ -23,25 +23,20 @@ from east_ray.runs.directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 ROW_GROUP = 1024  # questions: a shard is read without the rest of the file
-NO_ANSWER = (
-    "proof",
-    "notfound",
-)  # what NuminaMath-1.5 has in its answer column for questions that ask for a proof, ...
+NO_ANSWER = ("proof", "notfound")  # NuminaMath-1.5's answers to questions that have none to compare with
 
 
 @dataclass(frozen=True)
 class QuestionsSummary:
-    """Questions per split; `longest_prompt` in tokens. `repeated_...`: questions whose text an earlier one of the file
-    has; `in_test`: training questions that are test questions. `instruction_role` is the turn the instruction is put in.
-    """
+    """Questions per split, and what was noticed about them."""
 
     train: int
     validation: int
     test: int
-    longest_prompt: int
-    repeated_train: int
+    longest_prompt: int  # tokens
+    repeated_train: int  # with the text of an earlier one of the file
     repeated_test: int
-    in_test: int
+    in_test: int  # training questions that are test questions
     instruction_role: str | None
 
 
@@ -81,9 +76,7 @@ def prepare(
         if repeated:
             logger.warning("%s repeats %d questions, apart from spaces and case", source, repeated)
     if summary.in_test:
-        logger.warning(
-            "%d training questions are also test questions; they are never held out for validation", summary.in_test
-        )
+        logger.warning("%d training questions are also test questions, which are never held out", summary.in_test)
     return summary
 
 
@@ -113,11 +106,8 @@ def load_questions(source: str, columns: QuestionsConfig, limit: int | None = No
         raise UserError(f"{source} holds no questions")
     if unanswerable and not columns.skip_without_reference:
         logger.warning(
-            "%s: the reference of %d questions is %s, as NuminaMath marks questions that have no answer to compare with; "
-            "leave them out with questions.skip_without_reference=true",
-            source,
-            unanswerable,
-            " or ".join(NO_ANSWER),
+            f"{source}: the reference of {unanswerable} questions is {' or '.join(NO_ANSWER)}, as NuminaMath marks questions "
+            f"that have no answer to compare with; leave them out with questions.skip_without_reference=true"
         )
     return questions
 
@@ -149,12 +139,12 @@ def _question(
             f"questions.skip_without_reference=true"
         )
     given = row.get(columns.id_column)
+    labels = {"level": row.get("level"), "subject": row.get("subject", row.get("type"))}
     return Question(
         question_id=fallback_id if given is None else str(given),
         question=text,
         reference=reference,
-        level=_optional(row.get("level")),
-        subject=_optional(row.get("subject", row.get("type"))),
+        **{name: None if value is None else str(value) for name, value in labels.items()},
         where=where,
     )
 
@@ -179,10 +169,6 @@ def _joined(text: str) -> str:
     if re.search(r"\\begin|\\\[|\$\$", text):
         return " ".join(lines)
     return ", ".join(line.rstrip(",;") for line in lines)
-
-
-def _optional(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _unit_interval(seed: int, text: str) -> float:

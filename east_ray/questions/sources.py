@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,14 +79,14 @@ def _json_document(source: str, filesystem: pafs.FileSystem, path: str) -> Itera
 def _json_lines(source: str, filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
-        with filesystem.open_input_file(path) as raw:
-            stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
+        with filesystem.open_input_stream(path) as raw:  # unzips .gz
+            stream = io.BufferedReader(raw)
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 if line.strip():
                     where = f"{source}, line {number}"
                     yield where, _json_object(line, where)
-    except (EOFError, OSError, zlib.error) as error:
+    except OSError as error:
         raise UserError(
             f"{source}, after line {number}: the file is damaged ({error}); fetch or write it again"
         ) from None

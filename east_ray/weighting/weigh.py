@@ -30,15 +30,8 @@ from east_ray.weighting.mappings import FittedMapping, MeasureBlock, WeightMappi
 logger = logging.getLogger(__name__)
 
 # Completions by verdict and use; COLUMNS is all that weighing reads.
-COUNT_COLUMNS = (
-    "num_correct",
-    "num_incorrect",
-    "num_errors",
-    "num_unanswered",
-    "num_truncated",
-    "num_positives",
-    "num_negatives",
-)
+_COUNTED = ("correct", "incorrect", "errors", "unanswered", "truncated", "positives", "negatives")
+COUNT_COLUMNS = tuple(f"num_{name}" for name in _COUNTED)
 COLUMNS = ["question_id", "cluster_sizes", "num_samples", *COUNT_COLUMNS, "largest_wrong", "mean_tokens", "shortfall"]
 
 
@@ -106,16 +99,11 @@ def measure_table(grades: pa.Table, keep: str, excluded: Collection[str] = froze
     columns = {
         "question_id": grades["question_id"],
         "num_clusters": np.diff(grades["cluster_sizes"].combine_chunks().offsets.to_numpy()),
-        **{name: measure(grades, name) for name in MEASURE_FUNCTIONS if name in MEASURES.names},
+        **{name: measure(grades) for name, measure in MEASURE_FUNCTIONS.items() if name in MEASURES.names},
         "mean_tokens": grades["mean_tokens"],
         "reason": drop_reasons(grades, keep, excluded),
     }
     return pa.table(columns, schema=MEASURES)
-
-
-def measure(grades: pa.Table, name: str) -> np.ndarray:
-    """One measure (a name in MEASURE_FUNCTIONS) of every GRADES row."""
-    return MEASURE_FUNCTIONS[name](grades)
 
 
 def _entropy(grades: pa.Table) -> np.ndarray:
@@ -206,7 +194,7 @@ def _shard_sums(
 
 def _blocks(grades: pa.Table, kept: np.ndarray, names: Collection[str]) -> dict[str, MeasureBlock]:
     """The named measures of the kept questions, each computed once."""
-    return {name: MeasureBlock.of(measure(grades, name)[kept], name) for name in names}
+    return {name: MeasureBlock.of(MEASURE_FUNCTIONS[name](grades)[kept], name) for name in names}
 
 
 def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
@@ -223,10 +211,7 @@ def _funnel(sums: dict[Any, Any]) -> dict[str, Any]:
             "total": sum(sums["completions", name] for name in ("kept", *REASONS)),
             "kept": sums["completions", "kept"],
             "dropped": {name: sums["completions", name] for name in dropped},
-            **{
-                scope: {name.removeprefix("num_"): sums[scope, name] for name in COUNT_COLUMNS}
-                for scope in ("all", "in_kept")
-            },
+            **{scope: {name: sums[scope, f"num_{name}"] for name in _COUNTED} for scope in ("all", "in_kept")},
         },
         "mean_entropy": sums["entropy"] / kept,
     }
@@ -261,18 +246,9 @@ def _write_shard(
 def _log(funnel: dict[str, Any], health: dict[str, dict[str, float]]) -> None:
     questions, completions = funnel["questions"], funnel["completions"]
     counts = {"completions": completions["total"], **completions["all"]}
-    logger.info(
-        "weigh: %s of %s questions kept (%s); %s",
-        f"{questions['kept']:,}",
-        f"{questions['total']:,}",
-        ", ".join(f"{count:,} {name}" for name, count in questions["dropped"].items()) or "none dropped",
-        ", ".join(f"{counts[name]:,} {name}" for name in ("completions", "correct", "errors", "truncated")),
-    )
+    dropped = ", ".join(f"{count:,} {name}" for name, count in questions["dropped"].items()) or "none dropped"
+    shown = ", ".join(f"{counts[name]:,} {name}" for name in ("completions", "correct", "errors", "truncated"))
+    logger.info(f"weigh: {questions['kept']:,} of {questions['total']:,} questions kept ({dropped}); {shown}")
     for column, figures in health.items():
-        logger.info(
-            "weigh: %s: effective sample size %.0f of %d, max weight %.3g",
-            column,
-            figures["effective_sample_size"],
-            figures["kept"],
-            figures["max_weight"],
-        )
+        message = "weigh: {}: effective sample size {effective_sample_size:.0f} of {kept}, max weight {max_weight:.3g}"
+        logger.info(message.format(column, **figures))
