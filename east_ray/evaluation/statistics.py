@@ -6,11 +6,11 @@ Shape suffixes: Q questions, S seeds. Accuracies and their differences are share
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special  # not stats, which takes most of a second to import
 
 # Two seeds then cover 93.7 to 98.2%, whatever their spread; 0.5 covers 91.2 to 97.3%, 1 covers 95.1 to 99.2%.
 SEED_NOISE = 0.8
@@ -44,21 +44,21 @@ class SeedMean:
         if not self.residual:
             return self.half_width(confidence) + self._above(1 - power)
         expected = (self.by_seed + self.residual) / 2
-        within, between = stats.t.isf((1 - confidence) / 2, [self.freedom, 1])
+        within, between = _student((1 - confidence) / 2, [self.freedom, 1])
         halves = np.hypot(within * self.standard_error, between * self._between(expected * HALF_NORMAL**2))
         spread = math.hypot(self.standard_error, math.sqrt(max(expected - self.residual, 0.0)))
         most = halves.max() + 10 * spread
-        return float(optimize.brentq(lambda mean: stats.norm.cdf((mean - halves) / spread).mean() - power, 0.0, most))  # type: ignore[arg-type]
+        return _root(lambda mean: power - float(special.ndtr((mean - halves) / spread).mean()), 0.0, most)
 
     def p_value(self) -> float:
         """Two-sided, that the mean is 0: 1 - the largest confidence whose interval leaves out 0."""
         if not self.standard_error:
             return 1.0 if self.mean == 0 else 0.0
-        p = float(2 * stats.t.sf(abs(self.mean) / self.standard_error, self.freedom))
+        p = float(2 * special.stdtr(self.freedom, -abs(self.mean) / self.standard_error))
         if not self._between(self.by_seed):
             return p
         most, excess = math.log(0.5), lambda log_tail: self._above(math.exp(log_tail)) - abs(self.mean)
-        return 2 * math.exp(optimize.brentq(excess, math.log(max(p / 2, 1e-100)), most)) if p < 1 else p  # type: ignore[arg-type]
+        return 2 * math.exp(_root(excess, math.log(max(p / 2, 1e-100)), most)) if p < 1 else p
 
     def _above(self, tail: float) -> float:
         """How far above its expectation the mean comes with this chance."""
@@ -66,7 +66,7 @@ class SeedMean:
 
     def parts(self, tail: float) -> tuple[float, float]:
         """The same, without what is between two seeds; and that alone."""
-        within, between = stats.t.isf(tail, [self.freedom, 1])
+        within, between = _student(tail, [self.freedom, 1])
         return float(within) * self.standard_error, float(between) * float(self._between(self.by_seed))
 
     def _between(self, by_seed: float | np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def accuracy_interval(correct_S_Q: np.ndarray, confidence: float = 0.95) -> tupl
     if not num_questions:
         return 0.0, 1.0
     share = float(np.mean(correct_S_Q))
-    ratio = float(stats.norm.ppf((1 + confidence) / 2)) ** 2 / num_questions  # of the squared quantile to the questions
+    ratio = float(special.ndtri((1 + confidence) / 2)) ** 2 / num_questions  # of the squared quantile to the questions
     between = 0.0
     if num_seeds > 1 and num_questions > 1 and 0 < share < 1:
         within, between = mean_over_seeds(correct_S_Q).parts((1 - confidence) / 2)
@@ -137,7 +137,7 @@ def sign_flip_p(difference_S_Q: np.ndarray) -> float:
     ways = np.ones(1)  # chance of each sum of randomly signed differences, from the smallest sum up in steps of 2
     for size, count in zip(*np.unique(totals_Q[totals_Q > 0], return_counts=True), strict=True):
         steps = np.zeros(size * count + 1)
-        steps[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        steps[::size] = _binomial(np.arange(count + 1), count, 0.5)
         ways = np.convolve(ways, steps)
     sums = 2 * np.arange(len(ways)) - (len(ways) - 1)
     observed = abs(int(np.asarray(difference_S_Q).sum()))
@@ -162,7 +162,7 @@ def minimum_detectable_effect(
     `discordant_share` is the share of questions on which the two models differ; the difference cannot exceed it, and
     infinity means that even then it would not show (Connor 1987, the normal approximation of McNemar's test).
     """
-    z_test, z_power = stats.norm.ppf([(1 + confidence) / 2, power])
+    z_test, z_power = special.ndtri([(1 + confidence) / 2, power])
 
     def excess(effect: float) -> float:  # falls with the effect
         spread = math.sqrt(max(discordant_share - effect * effect, 0.0))
@@ -170,7 +170,7 @@ def minimum_detectable_effect(
 
     if discordant_share <= 0 or excess(discordant_share) > 0:
         return math.inf
-    return float(optimize.brentq(excess, 0.0, discordant_share))  # type: ignore[arg-type]
+    return _root(excess, 0.0, discordant_share)
 
 
 def pass_at_k(num_samples: np.ndarray | int, num_correct: np.ndarray | int, k: int) -> np.ndarray:
@@ -181,6 +181,8 @@ def pass_at_k(num_samples: np.ndarray | int, num_correct: np.ndarray | int, k: i
     n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
     if np.any(n < k):
         raise ValueError(f"pass@{k} needs {k} completions per question, some have {int(n.min())}")
+    from scipy import stats
+
     return 1.0 - stats.hypergeom.pmf(0, n, c, k)
 
 
@@ -220,6 +222,19 @@ def _others_fit(sizes: np.ndarray, winner: int, votes: int, rest: int, chance: f
             total[:, got:] += factor * ways[:, : rest + 1 - got]
         ways = total
     return float(ways[:, rest] @ node_weights) / 2
+
+
+def _student(tail: float, freedom: Sequence[float]) -> np.ndarray:
+    """Quantiles of Student's t: what it exceeds with this chance."""
+    return -special.stdtrit(freedom, tail)
+
+
+def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that is positive at `low` and falls is 0."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return (low + high) / 2
 
 
 def _binomial(successes: np.ndarray, trials: int, chance: float) -> np.ndarray:
