@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,45 +252,10 @@ def train(
             )
 
     def work(pending: Sequence[Artifact]) -> Iterator[Any]:
-        from east_ray.training.driver import train_arms, workers_of
+        from east_ray.training.driver import train_all
 
-        stop = threading.Event()
-        results = {trained: Future[Any]() for trained in pending}
-
-        def train_one_after_another(chosen: Sequence[Artifact]) -> None:
-            unfinished = [trained for trained in chosen if trained in results]
-            try:
-                train_arms(
-                    run,
-                    [asked[trained] for trained in unfinished],
-                    model=config.model,
-                    state=f"{chosen[0].directory}/state",
-                    done=lambda number, outcome: results[unfinished[number]].set_result(outcome),
-                    stop=stop,
-                )
-            except BaseException as error:
-                stop.set()
-                for result in results.values():
-                    if not result.done():
-                        result.set_exception(error)
-
-        alike: dict[Any, list[Artifact]] = {}
-        for trained, arm in asked.items():
-            alike.setdefault(workers_of(arm.training), []).append(trained)
-        # Of all arms, not of the pending ones: a resumed command must find each group's checkpoints.
-        at_once = -(-config.run.parallel_arms // len(alike))
-        groups = [members[i::at_once] for members in alike.values() for i in range(min(at_once, len(members)))]
-        with ThreadPoolExecutor(max_workers=config.run.parallel_arms) as pool:
-            for group in groups:
-                if not results.keys().isdisjoint(group):
-                    pool.submit(train_one_after_another, group)
-            try:
-                for trained in pending:
-                    yield results[trained].result()
-            except BaseException:  # an error or Ctrl-C: otherwise it would be shown only when the other arms have ended
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        arms = list(asked.values())
+        return train_all(run, arms, [asked[t] for t in pending], model=config.model, at_once=config.run.parallel_arms)
 
     return Step("train", list(asked), work)
 

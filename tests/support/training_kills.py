@@ -87,7 +87,7 @@ def train_with_kills(
     run: RunDirectory, training: TrainingConfig, plan: list[tuple[int, str]]
 ) -> tuple[TrainingSummary, Killer]:
     killer = Killer(Path(run.path("disturbed/training/state")), plan)
-    logger = logging.getLogger("east_ray.training.driver")
+    logger = logging.getLogger("east_ray.training.fit")
     level = logger.level
     logger.setLevel(logging.DEBUG)
     logger.addHandler(killer)
