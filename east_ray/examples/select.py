@@ -2,8 +2,8 @@
 
     examples/sft.parquet  examples/dpo.parquet  examples/kto.parquet      records.EXAMPLES[loss] + one float64 column per mapping
 
-Ray Data tasks read the completions, one shard at a time; only the chosen rows reach the driver, which writes them in
-question order as they arrive.
+Completions are read one shard at a time, by Ray Data tasks where there are many; only the chosen rows are kept, and
+written in question order as they arrive.
 """
 
 from __future__ import annotations

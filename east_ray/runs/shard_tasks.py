@@ -56,7 +56,11 @@ def reduce_shards(of_shard: Callable[[str], ShardSums], shards: Sequence[str]) -
 
 
 def map_shards(of_shard: Callable[[str], pa.Table], shards: Sequence[str]) -> Iterator[pa.Table]:
-    """The tables `of_shard(name)` in the shards' order; a few are made ahead, none is kept."""
+    """The tables `of_shard(name)` in the shards' order, none of which is kept; a few shards are read in this process, one at a
+    time, more by Ray Data tasks.
+    """
+    if len(shards) <= IN_PROCESS:
+        return map(of_shard, shards)
 
     def of_row(row: pa.Table) -> pa.Table:
         return of_shard(row["shard"][0].as_py())

@@ -14,6 +14,7 @@ from east_ray.config.sections import SelectionConfig, WeightingConfig
 from east_ray.examples.export import export_dataset
 from east_ray.examples.select import SelectionSummary, select
 from east_ray.records import EXAMPLES, QUESTIONS, UserError
+from east_ray.runs import shard_tasks
 from east_ray.runs.directory import RunDirectory, jsonable
 from east_ray.weighting.mappings import WeightMapping
 from east_ray.weighting.weigh import weigh
@@ -31,7 +32,7 @@ ANSWERS = {
 
 
 @pytest.fixture
-def run(tmp_path: Path, ray_session: None) -> RunDirectory:
+def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "run"))
 
 
@@ -128,13 +129,17 @@ def test_every_row_holds_the_ids_that_were_sampled(run: RunDirectory) -> None:
         assert (row["chosen_ids"], row["rejected_ids"]) == (ids[row["chosen"]], ids[row["rejected"]])
 
 
-def test_files_do_not_depend_on_the_shards(tmp_path: Path, ray_session: None) -> None:
-    for name, per_shard in (("a", 1), ("b", 5)):
+def test_files_depend_neither_on_the_shards_nor_on_who_reads_them(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, per_shard, in_process in (("a", 1, 32), ("b", 5, 32), ("c", 2, 0)):
+        monkeypatch.setattr(shard_tasks, "IN_PROCESS", in_process)
         run = RunDirectory(str(tmp_path / name))
         fill(run, per_shard)
         selected(run, selection=SelectionConfig(pairs_per_question=2))
-    tables = [RunDirectory(str(tmp_path / name)).read_table("examples", "kto.parquet") for name in ("a", "b")]
+    tables = [RunDirectory(str(tmp_path / name)).read_table("examples", "kto.parquet") for name in "abc"]
     assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
 
 
 def test_the_summary_says_how_the_lengths_change_the_learning_rate(run: RunDirectory) -> None:
@@ -178,7 +183,7 @@ def test_earlier_rounds_rows_come_first_and_keep_their_weights(run: RunDirectory
 def test_directories_that_do_not_belong_together_are_refused(run: RunDirectory) -> None:
     fill(run)
     write_shards(run, "samples", [samples_row(f"other {i}", ["text"]) for i in range(5)], 2)
-    with pytest.raises(Exception, match="different questions in samples, grades, weights"):
+    with pytest.raises(AssertionError, match="different questions in samples, grades, weights"):
         selected(run)
 
 
