@@ -31,6 +31,8 @@ from east_ray.training.tokens import PreparedExamples, prepare_arms
 
 logger = logging.getLogger(__name__)
 
+Prepared = tuple[ArmTraining, PreparedExamples | UserError]
+
 
 @dataclass(frozen=True)
 class TrainingSummary:
@@ -61,6 +63,7 @@ def train_all(
     *,
     model: ModelConfig,
     at_once: int,
+    questions: str = "questions/train.parquet",
 ) -> Iterator[TrainingSummary | Exception]:
     """Train those of the arms that are pending, `at_once` at a time; their summaries in order, or the errors of some.
 
@@ -69,16 +72,17 @@ def train_all(
     """
     stop = threading.Event()
     results = {arm.output: Future[TrainingSummary | Exception]() for arm in pending}
+    prepared = {arm.output: (arm, examples) for arm, examples in _prepare(run, pending, questions, model)}
 
     def train_group(members: Sequence[ArmTraining]) -> None:
-        unfinished = [arm for arm in members if arm.output in results]
+        unfinished = [arm.output for arm in members if arm.output in results]
         try:
-            train_arms(
+            _train_prepared(
                 run,
-                unfinished,
+                [prepared[output] for output in unfinished],
                 model=model,
                 state=f"{members[0].directory}/state",
-                done=lambda number, outcome: results[unfinished[number].output].set_result(outcome),
+                done=lambda number, outcome: results[unfinished[number]].set_result(outcome),
                 stop=stop,
             )
         except BaseException as error:
@@ -121,13 +125,30 @@ def train_arms(
     examples cannot be trained on as configured. An interrupted training resumes from the group's last checkpoint, which
     is kept in `state`. CancelledError soon after `stop` is set; UserError when a trained model cannot be written.
     """
-    stop, started = stop or threading.Event(), time.monotonic()
+    prepared = _prepare(run, arms, questions, model)
+    _train_prepared(run, prepared, model=model, state=state, done=done, stop=stop or threading.Event())
+
+
+def _prepare(run: RunDirectory, arms: Sequence[ArmTraining], questions: str, model: ModelConfig) -> list[Prepared]:
     arms = [replace(a, base_model=storage.absolute(a.base_model)) if os.path.isdir(a.base_model) else a for a in arms]
     task: Any = ray.remote(num_cpus=1, max_retries=3)  # on another node when its own is lost; errors are not retried
     prepared = task(prepare_arms).remote(run, arms, questions=questions, model=model)
     import_trainer()  # while the task tokenises
+    return list(zip(arms, get(prepared), strict=True))
+
+
+def _train_prepared(
+    run: RunDirectory,
+    prepared: Sequence[Prepared],
+    *,
+    model: ModelConfig,
+    state: str,
+    done: Callable[[int, TrainingSummary | Exception], None],
+    stop: threading.Event,
+) -> None:
+    started = time.monotonic()
     waiting: dict[str, tuple[int, TrainingJob, PreparedExamples]] = {}
-    for number, (arm, examples) in enumerate(zip(arms, get(prepared), strict=True)):
+    for number, (arm, examples) in enumerate(prepared):
         try:
             if isinstance(examples, UserError):
                 raise examples
