@@ -30,6 +30,7 @@ from east_ray.rollouts.engine import (
     is_setting_at_fault,
     question_seed,
 )
+from east_ray.rollouts.kept_engine import KeptEngine
 from east_ray.rollouts.sample_shard import sample_shard
 from east_ray.runs.directory import RunDirectory
 
@@ -60,6 +61,7 @@ class RolloutSpec:
     seed: int
     round_index: int
     open_engine: OpenEngine
+    hosts: Sequence[Any] = ()  # of the engines that outlive their pool
 
 
 class Sampler:
@@ -98,10 +100,22 @@ class Sampler:
             self._problem = {"problem": NO_ENGINE, "reason": reason}
 
     def _open(self) -> Engine:
-        spec = self._spec
-        longest = max(shards.longest_prompt(spec.run, questions) for questions in {j.questions for j in spec.jobs})
-        path = local_model(self._loaded, spec.model.revision)
-        return spec.open_engine(EngineSettings(path, spec.model, spec.sampling, longest))
+        import ray
+
+        spec, path = self._spec, local_model(self._loaded, self._spec.model.revision)
+        slot: Any = ray.get(self._attempts.slot.remote(self._engine_id)) if spec.hosts else 0
+        asked = {job.questions for job in spec.jobs}
+        if slot < len(spec.hosts):  # so that it has room for those of later pools
+            asked |= {f"questions/{name}" for name in spec.run.list("questions", suffix=".parquet")}
+        longest = max(shards.longest_prompt(spec.run, questions) for questions in asked)
+        settings = EngineSettings(path, spec.model, spec.sampling, longest)
+        if slot >= len(spec.hosts):
+            return spec.open_engine(settings)
+        engine = KeptEngine(spec.hosts[slot], settings, spec.open_engine)
+        if engine.path != path:
+            self._loaded = engine.path  # until a shard wants another
+        self._exchanged = engine.is_exchanged
+        return engine
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Sample one shard unless it already is. What keeps it from that comes back in `problem` and `reason`."""

@@ -36,12 +36,17 @@ class Attempts:
         self._alive_nodes = alive_nodes
         self._shards: dict[tuple[int, int], _Shard] = {}
         self._failed_starts = Counter[str]()
+        self._slots: dict[str, int] = {}
         self._current_job: int | None = None
         self._news: list[str] = []
 
     def current_job(self) -> int | None:
         """The job whose shards are being sampled: what a new engine should open its model for. None at first."""
         return self._current_job
+
+    def slot(self, engine: str) -> int:
+        """Which of the pool's engines this one is, from 0; the same after a restart."""
+        return self._slots.setdefault(engine, len(self._slots))
 
     def started(self, engine: str) -> None:
         """An engine is open. Whatever was wrong with others is not wrong with all, so they may try again."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from east_ray.config.sections import GradingConfig, SamplingConfig
@@ -17,6 +18,7 @@ from east_ray.records import UserError
 from east_ray.rollouts.actors import FATAL, NO_ENGINE, REFUSED, GradingWorker, RolloutJob, RolloutSpec, Sampler
 from east_ray.rollouts.attempts import Attempts
 from east_ray.rollouts.engine import ExchangeRefused
+from east_ray.rollouts.kept_engine import engine_hosts
 from east_ray.rollouts.progress import NEWS_SECONDS, live_line
 from east_ray.rollouts.shards import Shard
 from east_ray.runs.cluster import on_driver_node
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 REQUESTS_IN_FLIGHT = 2048  # completions queued at an engine: twice vLLM's largest default batch
 SHARDS_IN_FLIGHT = 128  # at one engine, each a thread: thousands starve the engine's own
+MOST_BLOCKS, BLOCKS_PER_ENGINE = 500, 30  # a block is one shard while there are no more than this
 RELEASE_SECONDS = 10.0
 
 
@@ -55,8 +58,10 @@ def process_shards(
     title: str,
     questions: int,
     allowed_failures: float = 0,
+    keep: bool = True,
 ) -> str:
-    """Send shards through the pools and check the counts that come back. Everything started here is stopped afterwards.
+    """Send shards through the pools and check the counts that come back. What is started here is stopped afterwards; with
+    `keep` all but the engines that can be kept.
 
     `spec` None: no shard needs an engine. Returns why an engine was given up; the shards it had are then still to do. ""
     when none was. UserError when more than `allowed_failures` questions could not be sampled; ExchangeRefused when an
@@ -70,13 +75,17 @@ def process_shards(
     def news() -> tuple[bool, list[str]]:
         return ray.get(attempts.news.remote(), timeout=NEWS_SECONDS) if attempts else (True, [])
 
-    with live_line(title, questions, news) as line, quiet_ray_data():
-        # One row per block: a block is what one task works on.
-        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
+    count = sum(row["samples"] for row in rows) if spec else 0
+    engines = min(number_of_engines(spec.sampling)[0], count) if spec and count else 0
+    hosted = engine_hosts(spec.sampling, spec.open_engine, engines) if spec and keep else nullcontext([])
+    with live_line(title, questions, news) as line, quiet_ray_data(), hosted as hosts:
+        # A block is what one task works on, and the driver holds something for each until the end.
+        blocks = min(len(rows), max(MOST_BLOCKS, BLOCKS_PER_ENGINE * engines))
+        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=blocks)
         engine_cpus = 0.0
-        if spec and (count := sum(row["samples"] for row in rows)):
-            engine_cpus = min(number_of_engines(spec.sampling)[0], count) * spec.sampling.cpus_per_engine
-            dataset = engine_pool(dataset, count, spec, attempts, rows[0]["job"])
+        if spec and engines:
+            engine_cpus = engines * spec.sampling.cpus_per_engine
+            dataset = engine_pool(dataset, count, replace(spec, hosts=hosts), attempts, rows[0]["job"])
         dataset = grader_pool(dataset, len(rows), run, jobs, grading, engine_cpus)
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         # Closed explicitly: on an error or Ctrl-C the traceback would keep the iterator, and so the pools, alive.

@@ -108,7 +108,15 @@ def run_rollouts(
         asked = {(row["job"], row["shard"]) for row in rows}
         try:
             given_up = process_shards(
-                rows, run, jobs, grading, spec, title=title, questions=questions, allowed_failures=allowed - failed
+                rows,
+                run,
+                jobs,
+                grading,
+                spec,
+                title=title,
+                questions=questions,
+                allowed_failures=allowed - failed,
+                keep=exchange,
             )
         except ExchangeRefused as error:
             exchange = False

@@ -61,7 +61,7 @@ class VllmEngine:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # Without a process of its own an engine starts four times faster, and on the CPU nothing is gained by one.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self._own_process))
-        self._sampling = settings.sampling
+        self._settings, self._sampling = settings, settings.sampling
         self._inbox: queue.SimpleQueue[tuple[Command, Future[Any]] | None] = queue.SimpleQueue()
         self._unanswered: set[Future[Any]] = set()
         self._sampled: dict[str, Future[Any]] = {}
@@ -130,6 +130,19 @@ class VllmEngine:
         output = self._ask(probe).result()
         scored = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [at[token].logprob for token, at in scored], stale
+
+    def adopt(self, settings: EngineSettings) -> bool:
+        """Sample by these settings from now on; False when that takes a fresh engine. No other call may be in progress."""
+        held, length = self._settings, settings.longest_prompt + settings.sampling.max_new_tokens
+        same = settings.model == held.model and _fixed_args(settings) == _fixed_args(held)
+        if not same or length > held.longest_prompt + held.sampling.max_new_tokens:
+            return False
+        self._sampling = settings.sampling
+
+        def forget(engine: LLMEngine, future: Future[Any]) -> None:
+            future.set_result(engine.reset_prefix_cache())
+
+        return self._ask(forget).result()
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -223,9 +236,18 @@ class VllmEngine:
 
 def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
     """vLLM's engine arguments; `sampling.engine_args` overrides them."""
+    args = {"model": settings.path} | _fixed_args(settings)
+    if "max_model_len" not in args:
+        # No longer than needed, so that the KV cache of a model with a long context fits; vLLM reads the model's limit.
+        limit = args_class(**args).create_model_config().max_model_len
+        args["max_model_len"] = min(limit, settings.longest_prompt + settings.sampling.max_new_tokens)
+    return args
+
+
+def _fixed_args(settings: EngineSettings) -> dict[str, Any]:
+    """Those that follow from neither the model nor the lengths."""
     sampling = settings.sampling
     args: dict[str, Any] = {
-        "model": settings.path,
         "dtype": settings.model.dtype,
         "trust_remote_code": settings.model.trust_remote_code,
         "tensor_parallel_size": sampling.tensor_parallel_size,
@@ -246,12 +268,7 @@ def engine_args(settings: EngineSettings, args_class: Any) -> dict[str, Any]:
         args["kv_cache_memory_bytes"] = int(sampling.kv_cache_gib * (1 << 30))
         args["block_size"] = CPU_BLOCK_TOKENS
         args["max_num_seqs"] = CPU_SEQUENCES
-    args |= sampling.engine_args
-    if "max_model_len" not in args:
-        # No longer than needed, so that the KV cache of a model with a long context fits; vLLM reads the model's limit.
-        limit = args_class(**args).create_model_config().max_model_len
-        args["max_model_len"] = min(limit, settings.longest_prompt + sampling.max_new_tokens)
-    return args
+    return args | sampling.engine_args
 
 
 def _as_input(engine: LLMEngine, prompt_token_ids: Sequence[int], **params: Any) -> tuple[Any, Any]:

@@ -100,6 +100,14 @@ class FakeEngine:
                 file.write(question_id + "\n")
 
 
+class LastingFakeEngine(FakeEngine):
+    """One that a host keeps for later pools of the same model; `lasts`: false when only a fresh one will do."""
+
+    def adopt(self, settings: EngineSettings) -> bool:
+        self._behaviour = settings.sampling.engine_args
+        return self._behaviour.get("lasts", True)
+
+
 def completion(model: str, seed: int) -> Completion:
     """What the fake model answers to one seed: a number from 0 to 3, now and then cut off, at some length."""
     chance = random.Random(f"{Path(model).name}/{seed}")
