@@ -89,7 +89,7 @@ def roll_out(count: int) -> None:
             [RolloutJob(model, "questions/train.parquet", "samples", "grades")],
             model=ModelConfig(path=model),
             sampling=SamplingConfig(
-                num_samples=128, max_failed_share=0, engine_args={"shortest": True, "symbolic": count <= 50}
+                num_samples=128, max_failed_share=0, engine_args={"symbolic" if count <= 50 else "shortest": True}
             ),
             grading=GradingConfig(),
             seed=0,

@@ -7,7 +7,7 @@
 
 The first computes padded rows, as TRL does. The second prints how far weighted gradients are from explicit weighted losses
 (tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths, against TRL's own trainers. The fourth trains so many SFT arms of the
-bundled model with one set of workers, against a set for each, in wall time.
+bundled model with one set of workers, killed and resumed once, against a set for each, undisturbed, in wall time.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from east_ray.config.training import TrainingConfig
+from east_ray.runs.directory import RunDirectory
 from east_ray.training import trainers
 from east_ray.training.batches import TrainingPlan, plan_training
 from east_ray.training.gradient_check import check_weighted_gradient
@@ -60,10 +61,14 @@ def main() -> None:
     parser.add_argument("--throughput", type=Path, metavar="DATA", help="folder with responses/")
     parser.add_argument("--peak", choices=["stock", "ours"], help="print the peak memory of one kind's steps, GiB")
     parser.add_argument("--sweep", type=int, metavar="ARMS")
+    parser.add_argument("--sweep-part", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument(
         "--alone", type=int, default=5, help="arms of the sweep that are also trained by workers of their own"
     )
     arguments = parser.parse_args()
+    if arguments.sweep_part:
+        print(json.dumps(train_sweep(*arguments.sweep_part, arguments.sweep)))
+        return
     if arguments.sweep:
         shared, alone = sweep(arguments.sweep, arguments.alone)
         print(
@@ -79,7 +84,7 @@ def main() -> None:
             t = throughput(loss, arguments.throughput)
             peaks = [peak_in_a_process(loss, kind, arguments.throughput) for kind in ("stock", "ours")]
             print(
-                f"{loss:<5} {t['stock']:>14.2f} {t['ours']:>8.2f} {t['ours'] / t['stock']:>6.2f} x {peaks[0]:>18.2f} "
+                f"{loss:<5} {t['stock']:>14.2f} {t['ours']:>8.2f} {t['ratio']:>6.2f} x {peaks[0]:>18.2f} "
                 f"{peaks[1]:>8.2f}",
                 flush=True,
             )
@@ -201,59 +206,87 @@ def micro_batch(trainer: Any, positions: PlannedDataset, first: int, loss: str, 
 
 
 def sweep(arms: int, alone: int) -> tuple[float, float]:
-    """Seconds for all arms with one set of workers, and with a set each, of which only `alone` are trained (their median)."""
+    """Seconds for all arms with one set of workers, its command killed in the middle and given again; and with a set for
+    each, undisturbed, of which only `alone` are trained (their median).
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        RunDirectory(directory).write_table(examples("sft", 480), "examples/sft.parquet")
+        single = statistics.median(
+            json.loads(train_command(directory, "alone", alone).communicate()[0].splitlines()[-1])
+        )
+        start = time.monotonic()
+        first = train_command(directory, "shared", arms)
+        while len(list(Path(directory).glob("shared-*/done"))) < arms // 2:
+            assert first.poll() is None, "it ended before it could be killed"
+            time.sleep(0.1)
+        first.kill()
+        assert train_command(directory, "shared", arms).wait() == 0
+        return time.monotonic() - start, arms * single
+
+
+def train_command(directory: str, kind: str, arms: int) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--sweep", str(arms), "--sweep-part", directory, kind]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def train_sweep(directory: str, kind: str, arms: int) -> list[float]:
+    """Train the arms that are not done yet, with as many seeds: together, or one after the other; seconds of each call."""
     from east_ray.config.sections import ModelConfig
     from east_ray.runs.cluster import start_ray
-    from east_ray.runs.directory import RunDirectory
     from east_ray.training.driver import train_arms
     from east_ray.training.job import ArmTraining
 
     start_ray()
-    training = config("sft", batch_size=16, micro_batch_size=8, epochs=3, sft={"learning_rate": 2e-5})
-    with tempfile.TemporaryDirectory() as directory:
-        run = RunDirectory(directory)
-        run.write_table(examples("sft", 480), "examples/sft.parquet")
+    run, training = (
+        RunDirectory(directory),
+        config("sft", batch_size=16, micro_batch_size=8, epochs=3, sft={"learning_rate": 2e-5}),
+    )
+    asked = [
+        ArmTraining("examples/sft.parquet", "weight", str(MODEL), f"{kind}-{i}/model", training, i, f"{kind}-{i}")
+        for i in range(arms)
+        if not run.exists(f"{kind}-{i}/done")
+    ]
 
-        def train(*names: str) -> float:
-            """Seconds of arms with as many seeds."""
-            asked = [
-                ArmTraining("examples/sft.parquet", "weight", str(MODEL), f"{name}/model", training, seed, name)
-                for seed, name in enumerate(names)
-            ]
-            failed: list[Any] = []
-            start = time.monotonic()
-            train_arms(
-                run,
-                asked,
-                model=ModelConfig(path=str(MODEL)),
-                state=f"{names[0]}/training/state",
-                done=lambda _, outcome: failed.append(outcome) if isinstance(outcome, Exception) else None,
-            )
-            assert not failed, failed
-            return time.monotonic() - start
+    def train(chosen: list[ArmTraining], state: str) -> float:
+        def done(number: int, outcome: Any) -> None:
+            assert not isinstance(outcome, Exception), outcome
+            run.write_bytes(b"", chosen[number].title, "done")
 
-        train("warm")
-        single = statistics.median(train(f"alone-{i}") for i in range(alone))
-        return train(*(f"arm-{i}" for i in range(arms))), arms * single
+        start = time.monotonic()
+        train_arms(run, chosen, model=ModelConfig(path=str(MODEL)), state=state, done=done)
+        return time.monotonic() - start
+
+    if kind == "shared":
+        return [train(asked, "state/shared")]
+    return [train([arm], f"state/{arm.title}") for arm in asked]
 
 
 TOKENS_PER_CHARACTER = 0.3  # of Llama-3's tokenizer on GSM8K
 TEMPLATE_TOKENS = 60  # of Llama-3's chat template with the paper's instruction
-THROUGHPUT_STEPS = 2
+TURNS = 5
 
 
 def throughput(loss: str, data: Path) -> dict[str, float]:
-    """Examples a second of process time, over the micro-batches of two optimizer steps in turns; batch 16, micro-batch 4."""
+    """Examples a second of process time, and how many times TRL's: medians of five optimizer steps, micro-batches in turns;
+    batch 16, micro-batch 4.
+    """
+    rates: dict[str, list[float]] = {"stock": [], "ours": []}
     with tempfile.TemporaryDirectory() as scratch:
         kinds = real_lengths(loss, data, scratch)
-        seconds = dict.fromkeys(kinds, 0.0)
-        for turn in range(-1, 4 * THROUGHPUT_STEPS):
-            for name, (trainer, positions) in kinds.items():
-                taken = micro_batch(trainer, positions, max(turn, 0) * 4, loss, process_clock)
-                seconds[name] += taken if turn >= 0 else 0
-                if turn % 4 == 3:
-                    trainer.optimizer.zero_grad()
-    return {name: 16 * THROUGHPUT_STEPS / taken for name, taken in seconds.items()}
+        for trainer, positions in kinds.values():  # settles whether rows need padding
+            micro_batch(trainer, positions, 0, loss, process_clock)
+            trainer.optimizer.zero_grad()
+        for turn in range(TURNS):
+            seconds = dict.fromkeys(kinds, 0.0)
+            for first in range(turn * 16, turn * 16 + 16, 4):
+                for name, (trainer, positions) in kinds.items():
+                    seconds[name] += micro_batch(trainer, positions, first, loss, process_clock)
+            for name, (trainer, _) in kinds.items():
+                trainer.optimizer.zero_grad()
+                rates[name].append(16 / seconds[name])
+            print(loss, {name: round(values[-1], 2) for name, values in rates.items()}, file=sys.stderr, flush=True)
+    ratios = [ours / stock for ours, stock in zip(rates["ours"], rates["stock"], strict=True)]
+    return {name: statistics.median(values) for name, values in (*rates.items(), ("ratio", ratios))}
 
 
 def peak_in_a_process(loss: str, kind: str, data: Path) -> float:
@@ -264,7 +297,7 @@ def peak_in_a_process(loss: str, kind: str, data: Path) -> float:
 def peak_memory(loss: str, kind: str, data: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         trainer, positions = real_lengths(loss, data, scratch)[kind]
-        for first in range(0, 16 * THROUGHPUT_STEPS, 4):
+        for first in range(0, 32, 4):
             micro_batch(trainer, positions, first, loss, process_clock)
         trainer.optimizer.step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -292,7 +325,7 @@ def real_lengths(loss: str, data: Path, scratch: str) -> dict[str, tuple[Any, An
                 counts[name] = 1 + TOKENS_PER_CHARACTER * len(text)
             ids = {name: rng.integers(10, 7680, int(count)).tolist() for name, count in counts.items()}
             rows.append({"question_id": row["id"], **ids, **({"label": len(rows) % 2 == 0} if loss == "kto" else {})})
-            if len(rows) == 16 * THROUGHPUT_STEPS:
+            if len(rows) == 16 * TURNS:
                 break
     table = pa.Table.from_pylist(rows)
     ones, tokens, ids = np.ones(len(rows)), np.array(lengths(table, loss)[1]), [row["question_id"] for row in rows]
