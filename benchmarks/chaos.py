@@ -58,8 +58,7 @@ SIGNS = {
     "verify": "round-00/samples/shard-00000.parquet",
     "weigh": "round-00/weights/intent.json",
     "select": "round-00/examples/intent.json",
-    "train": "round-00/arms/sft/training/intent.json",
-    "train, later": "round-00/arms/sft/training/state",
+    "train": "round-00/arms/sft/training/state",
     "evaluate": "base/evaluation/intent.json",
 }
 
@@ -82,9 +81,9 @@ def main() -> int:
         print(f"undisturbed: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if arguments.outage is not None:
         with s3_server() as server:
-            options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.port}"
-            outages = Outages(server, f"s3://test:test@east/run?{options}", arguments.outage)
-            return disturb(calm, "outages", outages.run, arguments.rounds, outages)
+            os.environ.update(server.environment)
+            trouble = Outages(server, "s3://east/run", arguments.outage)
+            return disturb(calm, "outages", trouble.run, arguments.rounds, trouble)
     failed = 0
     for seed in arguments.seeds:
         shutil.rmtree(calm.with_name(f"killed-{seed}"), ignore_errors=True)
