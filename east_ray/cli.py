@@ -39,6 +39,8 @@ DISK = {
     errno.EIO: "check the disk",
 }
 
+LOST_NODE = "Owner's node has crashed"  # says Ray of actors whose driver, which is this command, has lost its node
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can fix it, 130 or 143 stopped."""
@@ -85,6 +87,10 @@ def _user_error(error: BaseException | None) -> UserError | None:
                 return candidate
             if isinstance(candidate, OSError) and candidate.errno in DISK:
                 return UserError(f"{candidate}; {DISK[candidate.errno]}, then run the same command again: it continues")
+            if type(candidate).__name__ == "ActorDiedError" and LOST_NODE in str(candidate):
+                return UserError(
+                    "Ray's own process on this machine (raylet) ended, as when memory ran short; the same command continues"
+                )
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None
 

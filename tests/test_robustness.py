@@ -356,6 +356,22 @@ def test_a_disks_refusal_to_any_library_is_one_message(
     assert cli.DISK[number] in message
 
 
+def test_a_command_whose_raylet_was_killed_says_that_it_can_go_on(
+    fails: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray 2.60 then said of an actor beside the driver."""
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+    from ray.exceptions import ActorDiedError
+
+    said = "The actor is dead because its owner has died. Worker exit detail: Owner's node has crashed."
+
+    def fail(*_: Any) -> None:
+        raise ActorDiedError(ActorDiedErrorContext(error_message=said, actor_id=bytes(16)))
+
+    monkeypatch.setattr(cli, "_load", fail)
+    assert "(raylet) ended" in fails("config", config)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB, where this machine lets us mount one."""
