@@ -31,12 +31,8 @@ NEUTRAL, VANILLA, EAST = 0, 1, 2
 COLORS = ("#65625c", "#1f6fb2", "#c2500f", "#08737f", "#8d4fa8", "#8a6a00", "#b3312f", "#557818")
 SHADES = ("#b8860b", "#b8741f", "#b05f33", "#a04b4c", "#883f66", "#6b2c73", "#4c1d78", "#2c1173")
 INK, LINE = "#1d1b18", "#e2ded6"
-PALETTE = {
-    **{f"c{i}": color for i, color in enumerate(COLORS)},
-    **{f"s{i}": color for i, color in enumerate(SHADES)},
-    "ink": INK,
-    "line": LINE,
-}
+PALETTE = {f"{kind}{i}": color for kind, ramp in (("c", COLORS), ("s", SHADES)) for i, color in enumerate(ramp)}
+PALETTE |= {"ink": INK, "line": LINE}
 MARKERS = ("o", "s", "D", "^")  # a shape per series, so that the figure can be read without colours
 STEPS = (1, 2, 2.5, 5, 10)  # ticks are this many powers of ten apart
 TICKS = {FULL: 12, HALF: 7, NARROW: 4, FILE: 8}  # at most so many along the x axis

@@ -67,9 +67,7 @@ def _source(f: ReportData, directory: str, max_questions: int, max_bytes: int) -
             {
                 "id": row["question_id"],
                 "question": _clip(text["question"], QUESTION_CLIP)[0],
-                "reference": text["reference"],
-                "level": text["level"],
-                "subject": text["subject"],
+                **{key: text[key] for key in ("reference", "level", "subject")},
                 "num_samples": grade["num_samples"],
                 "num_clusters": row["num_clusters"],
                 **{key: round(row[key], 4) for key in ("entropy", "inaccuracy", "dominant_wrong")},
@@ -130,20 +128,16 @@ def _pick(samples: Mapping[str, Any], grade: Mapping[str, Any], selected: Mappin
     uses = {completions.index(text): use for text, use in selected.items() if text in completions}
     representatives = {cluster: i for i, cluster in reversed(list(enumerate(grade["clusters"]))) if i not in uses}
     chosen = list(uses) + [representatives[cluster] for cluster in sorted(representatives)]
-    rows = []
-    for i in chosen[:COMPLETIONS_PER_QUESTION]:
-        text, clipped = _clip(completions[i], CLIP)
-        rows.append(
-            {
-                "text": text,
-                "clipped": clipped,
-                "verdict": grade["verdicts"][i],
-                "tokens": samples["completion_tokens"][i],
-                "finish": samples["finish_reasons"][i],
-                "use": uses.get(i),
-            }
-        )
-    return rows
+    return [
+        {
+            **dict(zip(("text", "clipped"), _clip(completions[i], CLIP), strict=True)),
+            "verdict": grade["verdicts"][i],
+            "tokens": samples["completion_tokens"][i],
+            "finish": samples["finish_reasons"][i],
+            "use": uses.get(i),
+        }
+        for i in chosen[:COMPLETIONS_PER_QUESTION]
+    ]
 
 
 def _selected(run: RunDirectory, directory: str, ids: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -210,13 +210,8 @@ class _Callback(TrainerCallback):
 
 def settings_of(training: TrainingConfig) -> dict[str, Any]:
     """The settings that a checkpoint's shards depend on: a training with others cannot read them."""
-    return {
-        "training.workers": training.workers,
-        "training.zero_stage": training.zero_stage,
-        "training.micro_batch_size": training.micro_batch_size,
-        "training.batch_size": training.batch_size,
-        "training.loss": training.loss,
-    }
+    names = ("workers", "zero_stage", "micro_batch_size", "batch_size", "loss")
+    return {f"training.{name}": getattr(training, name) for name in names}
 
 
 def check_settings(group: JobGroup, job: TrainingJob, directory: str) -> None:
