@@ -224,26 +224,17 @@ def _is_blank(text: str, start: int, end: int) -> bool:
     return text[start : min(end, start + MAX_ANSWER_CHARS)].isspace() or start == end
 
 
+_MARK = re.compile("####")
 _HEADING = re.compile(r"[0-9]{1,2}[.):] *[A-Za-z]{3}")
 
 
 def _hashes(text: str) -> _Found | None:
     """What follows the last #### on its line, if that is an answer and not the heading of a section."""
-    for start in _last_occurrences(text, "####"):
-        line = text[start + 4 : start + MAX_ANSWER_CHARS + 4].split("\n", 1)[0].strip().lstrip("#").strip()
+    for mark in reversed(list(_MARK.finditer(text))[-3:]):  # looking at all would take quadratic time on hostile text
+        line = text[mark.end() : mark.end() + MAX_ANSWER_CHARS].split("\n", 1)[0].strip().lstrip("#").strip()
         if explicit(line.lstrip("*")) and not _HEADING.match(line):
-            return _Found(line, "hashes", start, start + 4 + len(line))
+            return _Found(line, "hashes", mark.start(), mark.end() + len(line))
     return None
-
-
-def _last_occurrences(text: str, marker: str) -> list[int]:
-    """Positions of the last three occurrences, last first; looking at all would take quadratic time on hostile text."""
-    positions: list[int] = []
-    end = len(text)
-    while len(positions) < 3 and (start := text.rfind(marker, 0, end)) >= 0:
-        positions.append(start)
-        end = start
-    return positions
 
 
 _DISPLAY = re.compile(r"(?:\\\[([^$\[\]]{1,200})\\\]|\$\$([^$]{1,200})\$\$)[\s.]{0,9}\Z")
@@ -276,8 +267,5 @@ def _bounded(answer: str | None, rule: str) -> _Found:
         return _Found(None, "too_long")
     if sum(map(answer.count, "{([")) <= MAX_NESTING:
         return _Found(answer, rule)
-    depth = deepest = 0
-    for character in answer:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    return _Found(answer, rule) if deepest <= MAX_NESTING else _Found(None, "too_deep")
+    depths = itertools.accumulate((character in "{([") - (character in "})]") for character in answer)
+    return _Found(answer, rule) if max(depths) <= MAX_NESTING else _Found(None, "too_deep")

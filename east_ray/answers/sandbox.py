@@ -98,16 +98,12 @@ class Sandbox:
 
     def _stop(self) -> None:
         supervisor, self._supervisor = self._supervisor, None
-        if supervisor is None:
-            return
-        for pipe in (supervisor.stdin, supervisor.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        try:
-            supervisor.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            supervisor.kill()
-            supervisor.wait()
+        if supervisor is not None:
+            try:
+                supervisor.communicate(timeout=5)  # closes its pipe
+            except subprocess.TimeoutExpired:
+                supervisor.kill()
+                supervisor.communicate()
 
 
 def supervise(function: str, deadline_seconds: str, memory_bytes: str) -> None:
@@ -229,11 +225,7 @@ PR_SET_PDEATHSIG = 1
 def _confine(memory_bytes: int) -> None:
     """Die with the supervisor; bounded memory, no file written, no process started, no core dump."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for limit, value in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    limits = {"RLIMIT_AS": memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
+    for limit, value in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a lower limit already set stays
-            resource.setrlimit(limit, (value, value))
+            resource.setrlimit(getattr(resource, limit), (value, value))

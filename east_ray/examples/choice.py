@@ -46,11 +46,14 @@ def choose(
     if not truncated_negatives:
         negatives = [i for i in negatives if not cut[i]]
     if negative == "dominant":
-        negatives = _most_frequent_cluster(negatives, grades["clusters"])
+        clusters = grades["clusters"]  # numbered by size
+        largest = min((clusters[i] for i in negatives if clusters[i] >= 0), default=None)
+        negatives = [i for i in negatives if largest is None or clusters[i] == largest]
 
     def draw(kind: str, candidates: Sequence[int]) -> tuple[int, ...]:
         name = f"{seed}/{round_index}/{kind}/{grades['question_id']}/"
-        return tuple(sorted(candidates, key=lambda i: (_digest(f"{name}{i}"), i))[:pairs])
+        digest = {i: hashlib.blake2b(f"{name}{i}".encode(), digest_size=8).digest() for i in candidates}
+        return tuple(sorted(candidates, key=lambda i: (digest[i], i))[:pairs])
 
     return Choice(draw("positive", positives), draw("negative", negatives))
 
@@ -67,8 +70,7 @@ def training_rows(
 
     `ids`: the completions' sampled token ids, None for imported text; `cut`: whether they reached the sampler's limit.
     """
-    ids_of = dict(enumerate(ids)) if ids is not None else {}
-    cut_of = dict(enumerate(cut)) if cut is not None else {}
+    ids_of, cut_of = dict(enumerate(ids or ())), dict(enumerate(cut or ()))
 
     def row(i: int) -> dict[str, Any]:
         return {"prompt": prompt, "completion": completions[i], "completion_ids": ids_of.get(i)}
@@ -94,13 +96,3 @@ def training_rows(
         for pair in pairs
         for i, label in zip(pair, (True, False), strict=True)
     ]
-
-
-def _most_frequent_cluster(negatives: Sequence[int], clusters: Sequence[int]) -> list[int]:
-    """The negatives of one cluster: clusters are numbered by size, so the lowest number among them."""
-    first = min((clusters[i] for i in negatives if clusters[i] >= 0), default=None)
-    return list(negatives) if first is None else [i for i in negatives if clusters[i] == first]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
