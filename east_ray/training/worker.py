@@ -120,7 +120,19 @@ def _train(group: JobGroup, job: TrainingJob, rank: int, scratch: str, checkpoin
                 "and run the same command: it resumes from the last checkpoint"
             )
             ray.get(group.status.update.remote(arm.output, not_exported=error))
-    return not trainer.accelerator.reduce(torch.tensor(float(bool(error)), device=trainer.args.device), "sum").item()
+    failed = trainer.accelerator.reduce(torch.tensor(float(bool(error)), device=trainer.args.device), "sum").item()
+    let_go_of_memory(trainer)
+    return not failed
+
+
+def let_go_of_memory(trainer: WeightedTrainer) -> None:
+    """Unhook DeepSpeed from the parameters: its hooks keep model and optimizer for as long as the process lives.
+
+    ZeRO-3 has others that hold them still.
+    """
+    engine: Any = trainer.deepspeed
+    if engine is not None:
+        engine.destroy()
 
 
 def forget_training() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,15 @@ def worker(rank: int, port: int, out: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_TORCH_DEVICE="cpu")
     torch.set_num_threads(1)
     import deepspeed
-    from accelerate.state import AcceleratorState, GradientState
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from east_ray.training.trainers import make_trainer
-    from east_ray.training.worker import deepspeed_config, gathered_state, set_up_deepspeed
+    from east_ray.training.worker import (
+        deepspeed_config,
+        forget_training,
+        gathered_state,
+        let_go_of_memory,
+        set_up_deepspeed,
+    )
 
     torch.distributed.init_process_group("gloo")
     set_up_deepspeed(use_gpu=False)
@@ -95,12 +100,15 @@ def worker(rank: int, port: int, out: str) -> None:
             nudge(trainer.model)
         trainer.args.optim = OptimizerNames.SGD
         trainer.train()
-        after = gathered_state(trainer, training)
+        before, after, error = watch.before, gathered_state(trainer, training), watch.error
+        model = weakref.ref(trainer.model)
+        let_go_of_memory(trainer)
+        del trainer, watch, trainable
+        forget_training()
         if rank == 0:
-            torch.save({"before": watch.before, "after": after, "error": watch.error}, f"{out}/{name}.pt")
-        unset_hf_deepspeed_config()
-        GradientState._reset_state()
-        AcceleratorState._reset_state(reset_partial_state=True)
+            torch.save(
+                {"before": before, "after": after, "error": error, "is_gone": model() is None}, f"{out}/{name}.pt"
+            )
 
 
 def run_cases(out: Path) -> None:
@@ -142,3 +150,8 @@ def test_two_workers_step_along_the_explicit_weighted_gradient(name: str, result
     step, error = measured(name, results)
     assert step <= EXACT[CASES[name][0]]
     assert error <= 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, (_, stage, _) in CASES.items() if stage < 3])
+def test_a_training_that_ended_leaves_no_model_in_memory(name: str, results: Path) -> None:
+    assert torch.load(results / f"{name}.pt")["is_gone"]
