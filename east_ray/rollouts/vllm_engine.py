@@ -61,6 +61,9 @@ class VllmEngine:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # Without a process of its own an engine starts four times faster, and on the CPU nothing is gained by one.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self._own_process))
+        if settings.sampling.gpus_per_engine == 0 and settings.sampling.engine_args.get("enforce_eager", True):
+            # An eager engine compiles one thing: ranks of log-probabilities, which an exchange's check would wait seconds for.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         self._settings, self._sampling = settings, settings.sampling
         self._inbox: queue.SimpleQueue[tuple[Command, Future[Any]] | None] = queue.SimpleQueue()
         self._unanswered: set[Future[Any]] = set()
