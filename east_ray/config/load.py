@@ -66,7 +66,7 @@ class ReproduceConfig(Section):
         (-3, -2.5, -2, -1.5, -1.25, -1, -0.5, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 2.5, 3), "Exponents of Figure 3 (B.2)."
     )
     ablation_exponents: tuple[float, ...] = setting((0.5, 1, 1.5), "Exponents that Figure 5 averages over (4.3).")
-    measures: tuple[Measure, ...] = setting(("inaccuracy", "dominant_wrong"), "Measures of Figure 5 beside entropy.")
+    measures: tuple[Measure, ...] = setting(("inaccuracy", "dominant_wrong"), "Measures of Figure 5 besides entropy.")
     local_weights: bool = setting(True, "Table 1's baselines LW(W) and LW(P).")
     rounds: int = setting(3, "Rounds of Figure 4, for vanilla and EAST (4.2).", ge=1)
     seeds: tuple[int, ...] = setting((0,), "Training seeds; every arm is trained once per seed.", min_length=1)

@@ -1,4 +1,4 @@
-"""Directories on a local disk, s3:// or gs:// through pyarrow, and copies of them on this node.
+"""Directories on a local disk, s3:// or gs:// through pyarrow.
 
 Both stores are strongly consistent (S3 since 2020): a file that was closed is seen by every later read and listing, and a
 write that was killed leaves nothing. Credentials, region and endpoint come from where the cloud's own tools look (roles,
@@ -7,15 +7,11 @@ environment, ~/.aws), or from the address itself: `s3://bucket/run?endpoint_over
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import logging
 import os
-import shutil
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from east_ray.records import Unavailable, UserError
+from east_ray.records import UserError
+from east_ray.runs.node_copies import copy_on_this_node
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "EAST_RAY_CACHE"
 CHUNK_BYTES = 8 << 20
 RETRIES = 14  # of a request that a store refuses for now; the waits double from 25 ms on, 409 s in all
 
@@ -155,53 +151,16 @@ class Directory:
             pafs.copy_files(source, target, pafs.LocalFileSystem(), self.filesystem, chunk_size=CHUNK_BYTES)
 
     def local_copy(self, *parts: str) -> str:
-        """A path on this node for a directory: itself when local, else a copy under $EAST_RAY_CACHE (~/.cache/east-ray).
-
-        The copy is keyed by the names, sizes and times of what the store holds, so a directory written again is fetched
-        again, and one that is there is fetched once per node, however many processes ask at the same time. Until this process
-        asks for another one or ends, no process deletes it; copies that nobody uses make room, oldest first, when the disk
-        lacks space. A hub name comes back as it is.
-        """
-        global _in_use
+        """A path on this node for a directory: itself when local, else `copy_on_this_node`. A hub name comes back as it is."""
         source = Directory(self.uri_of(*parts))
         if source.is_local:
             return source.uri.removeprefix("file://")
-        files = source.listing()
-        if not files:
-            raise FileNotFoundError(f"{source} holds no files")
-        key = hashlib.sha256(repr((str(source), files)).encode()).hexdigest()[:16]
-        cache = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/east-ray")).expanduser() / "copies"
-        copy, attempt = cache / key, cache / f".{key}"
-        lock = _lock_of(copy)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if _in_use is not None:
-            _in_use.close()
-        _in_use = lock
-        try:
-            while not copy.is_dir():
-                fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a process that fetches it now
-                if not copy.is_dir():
-                    source._fetch(files, attempt, copy)
-                fcntl.flock(lock, fcntl.LOCK_SH)
-        except BaseException:
-            lock.close()
-            raise
-        os.utime(copy)
-        return str(copy)
+        return copy_on_this_node(str(source), source.listing(), source.download)
 
-    def _fetch(self, files: Sequence[tuple[str, int, int | None]], attempt: Path, copy: Path) -> None:
-        started = time.monotonic()
-        shutil.rmtree(attempt, ignore_errors=True)  # of a process that was killed
-        attempt.mkdir(parents=True)
-        try:
-            _make_room(copy.parent, sum(size for _, size, _ in files), str(self))
-            with self.explained():
-                local = pafs.LocalFileSystem()
-                pafs.copy_files(self.root, str(attempt), self.filesystem, local, chunk_size=CHUNK_BYTES)
-            attempt.rename(copy)
-        finally:
-            shutil.rmtree(attempt, ignore_errors=True)
-        logger.info("fetched %s (%d files) in %.1f s", self, len(files), time.monotonic() - started)
+    def download(self, target: str) -> None:
+        """Copy it into a directory of this node."""
+        with self.explained():
+            pafs.copy_files(self.root, target, self.filesystem, pafs.LocalFileSystem(), chunk_size=CHUNK_BYTES)
 
     def __str__(self) -> str:
         return _without_secrets(self.uri)
@@ -271,36 +230,6 @@ def _patient(options: dict[str, Any]) -> _PatientS3:
     strategy = pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)
     # Delayed, a small file is one request; opened at once, it is the three of a multipart upload.
     return _PatientS3(**{**options, "allow_delayed_open": True}, retry_strategy=strategy)
-
-
-_in_use: Any = None  # the lock of the copy that this process asked for last
-
-
-def _lock_of(copy: Path) -> Any:
-    """Held, shared, by the processes that read a copy, and alone by one that fetches or deletes it."""
-    locks = copy.parent.parent / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return (locks / copy.name.lstrip(".")).open("a+")
-
-
-def _make_room(cache: Path, needed_bytes: int, source: str) -> None:
-    for path in sorted(cache.iterdir(), key=_last_use):
-        if shutil.disk_usage(cache).free > 1.1 * needed_bytes:
-            return
-        with suppress(BlockingIOError), _lock_of(path) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-    if (free := shutil.disk_usage(cache).free) < needed_bytes:
-        raise Unavailable(
-            f"{cache} has {free / 2**30:.1f} GiB free, and a copy of {source} needs "
-            f"{needed_bytes / 2**30:.1f} GiB: set {CACHE_VARIABLE} to a larger disk, or free space"
-        )
-
-
-def _last_use(path: Path) -> float:
-    with suppress(FileNotFoundError):  # deleted, or fetched to its end, in this moment
-        return path.stat().st_mtime
-    return 0.0
 
 
 def _without_secrets(uri: str) -> str:

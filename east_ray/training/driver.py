@@ -170,7 +170,7 @@ def _train_prepared(
         group = JobGroup(run, tuple(job for _, job, _ in waiting.values()), state, on_driver_node(StatusActor))
         discard_damaged_state(group)
         error = fit(group, end, stop)
-        if error is not None and len(waiting) == before:  # else the arm it was at begins anew, with all its restarts
+        if error is not None and len(waiting) == before:  # else the arm it was at starts over, with all its restarts
             job = error.job
             done(waiting.pop(job.arm.output)[0], _explained(error.cause, job))
     run.delete(state)

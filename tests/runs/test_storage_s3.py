@@ -24,7 +24,7 @@ from east_ray.config.sections import ModelConfig
 from east_ray.preflight.model_size import read_architecture
 from east_ray.records import UserError
 from east_ray.rollouts import shards
-from east_ray.runs import storage
+from east_ray.runs import node_copies, storage
 from east_ray.runs.artifacts import Artifact
 from east_ray.runs.directory import RunDirectory, fingerprint_source
 from east_ray.runs.storage import Directory
@@ -61,7 +61,7 @@ def options_uri(server: S3Server) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(node_copies.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -257,7 +257,7 @@ def test_copies_that_no_process_reads_make_room_and_one_that_a_process_reads_sta
         copy = Path(run.local_copy(name))
         assert set(copies.iterdir()) == {base, copy}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=rf"three needs .* set {storage.CACHE_VARIABLE}"):
+    with pytest.raises(UserError, match=rf"three needs .* set {node_copies.CACHE_VARIABLE}"):
         run.local_copy("three")
     assert list(copies.iterdir()) == [base]
     trainer.kill()
