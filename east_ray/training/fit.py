@@ -102,8 +102,10 @@ def _warn_of_waiting(group: JobGroup) -> None:
     arm, free = group.jobs[0].arm, ray.available_resources()
     training = arm.training
     logger.warning(
-        "%s: waiting for %d workers with %g CPUs%s each%s; free are %g CPUs and %g GPUs",
+        "%s: no worker has started after %.0f s: they are importing torch and DeepSpeed, or no node has room for %d x %g "
+        "CPUs%s%s (`ray status` shows what is pending); free now are %g CPUs and %g GPUs",
         arm.title,
+        WARN_AFTER_SECONDS,
         training.workers,
         training.cpus_per_worker,
         " and a GPU" if training.use_gpu else "",
