@@ -59,7 +59,7 @@ class KeptEngine:
         import ray
 
         self._host = host
-        if not self._call("can_become", settings):
+        if not self._call("can_become", settings, open_engine):
             ray.kill(host, no_restart=False)
         self.path, self.is_exchanged = self._call("open", settings, open_engine)
 
@@ -90,14 +90,17 @@ class _EngineHost:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._opened_by: OpenEngine | None = None
         self._path, self._is_exchanged, self._is_spoiled = "", False, False
         self._calls = set[object]()
 
-    def can_become(self, settings: EngineSettings) -> bool:
-        """Can it give what a fresh engine with these settings would, after an exchange of weights at most?"""
+    def can_become(self, settings: EngineSettings, open_engine: OpenEngine) -> bool:
+        """Can it give what a fresh engine of this kind with these settings would, after an exchange of weights at most?"""
         if self._is_spoiled or self._calls:  # nobody waits for what it still samples
             return False
-        return self._engine is None or self._engine.adopt(settings)  # type: ignore[attr-defined]
+        if self._engine is None:
+            return True
+        return self._opened_by == open_engine and self._engine.adopt(settings)  # type: ignore[attr-defined]
 
     def open(self, settings: EngineSettings, open_engine: OpenEngine) -> tuple[str, bool]:
         if self._engine is None:
@@ -110,7 +113,7 @@ class _EngineHost:
                 is_fatal = is_setting_at_fault(error, settings.sampling)
                 text = explain_failure(error, settings.path, settings.sampling) if is_fatal else one_line(error)
                 raise (UserError if is_fatal else RuntimeError)(text) from None
-            self._path, self._is_spoiled = settings.path, False
+            self._path, self._opened_by, self._is_spoiled = settings.path, open_engine, False
         return self._path, self._is_exchanged
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_engine import LastingFakeEngine
+from tests.support.fake_engine import LastingFakeEngine, OtherLastingFakeEngine
 from tests.support.rollout_runs import JOB, content, make_run, roll_out
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -42,6 +42,14 @@ def test_an_engine_that_cannot_become_what_is_asked_for_is_replaced(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     assert two_pools(tmp_path, lasts=False) == (undisturbed, 2)
+
+
+def test_an_engine_of_another_kind_is_replaced(tmp_path: Path) -> None:
+    run, behaviour = make_run(tmp_path), {"directory": str(tmp_path)}
+    roll_out(run, open_engine=LastingFakeEngine, behaviour=behaviour)
+    first = set(tmp_path.glob("engine-*"))
+    roll_out(run, OTHERS[0], open_engine=OtherLastingFakeEngine, behaviour=behaviour)
+    assert len(set(tmp_path.glob("engine-*")) - first) == 1
 
 
 def test_an_engine_that_cannot_exchange_its_weights_is_replaced_for_each_model(

@@ -126,3 +126,7 @@ def integral(seed: int) -> Completion:
 def ids_of(length: int, seed: int) -> tuple[int, ...]:
     """Token ids of one completion; not what a tokenizer would make of its text."""
     return (seed % 1009, *range(1, length))
+
+
+class OtherLastingFakeEngine(LastingFakeEngine):
+    """Another kind of engine."""
