@@ -22,6 +22,7 @@ from east_ray.answers.sentences import (
     WORD,
     Token,
     is_circumstance,
+    is_multiple,
     is_part,
     is_stated,
     listed,
@@ -34,6 +35,7 @@ MAX_WORDS = 40  # a longer text argues
 MAX_SHORT = 14  # words of a last sentence whose number may stand anywhere: So he can fill 14 bags.
 MAX_UNIT = 4  # words behind a value: square inches, miles apart
 MAX_TAIL = 14  # words of what follows it: weeks to save $80, which is the least number of them
+MAX_REMARKS = 3  # sentences after the one that states the answer
 
 _SENTENCES = re.compile(
     r"(?<!Mr)(?<!Mrs)(?<!Ms)(?<!Dr)(?<!St)[.!?] +(?=[A-Z])|(?<=[0-9a-z}]) (?=(?:Therefore|Thus|Hence),)"
@@ -70,6 +72,7 @@ _MEMBERS = re.compile(r"They|Th[eo]se|Their|An example|For example|Clearly|Namel
 _TASK = re.compile(r"(?:need|have|want|try|going) to (?:find|determine|calculate|compute|count|check)(?![a-z])[^=]*$")
 _TAGS = re.compile(r"(?: ?<[/a-z ]{0,20}>?)+$")
 _FACTOR = re.compile(r"(?<=[0-9)]) ?x ?(?=[0-9(])")
+_RATE = re.compile(r"([^,]* per [a-z]+), ?which is [0-9.,]+ per [a-z]+\.?")
 _NOTHING = re.compile(r"(?:there (?:is|are)|has|have) no (?:real |integer |valid )?solutions?[.!]?$")
 _LEADING_IN = frozenset("by of than from between and in for".split())  # noqa: SIM905
 _CLAUSES = frozenset("which because since with as where who that".split())  # noqa: SIM905
@@ -103,6 +106,8 @@ def claim(text: str) -> str:
         value = match[1]
         if value.count("=") < 2 and value.count(",") + value.count(";") < 4 and value != "1":
             return value
+    if rate := _RATE.fullmatch(text):  # 18 per day, which is 126 per week
+        return claim(rate[1])
     if len(words) > MAX_WORDS or _SENTENCES.search(text):
         return _conclusion(text) or text
     for pattern in (_THEREFORE, _PLACE):
@@ -118,10 +123,12 @@ def claim(text: str) -> str:
 def _conclusion(text: str) -> str | None:
     """What the last sentence states that is more than a remark, or which of its numbers the sentence before confirms."""
     sentences = _SENTENCES.split(_TAGS.sub("", text))
-    while len(sentences) > 1 and _is_remark(sentences[-1], sentences[-2]):
+    remarks = 0
+    while remarks < MAX_REMARKS and len(sentences) > 1 and _is_remark(sentences[-1], sentences[-2]):
         sentences.pop()
+        remarks += 1
     last = sentences[-1]
-    stated = _concluded(last)
+    stated = _concluded(last, remarked=remarks > 0)
     if len(sentences) > 1 and (stated is None or " after " in stated) and not last.endswith("?"):
         before = (_concluded(sentences[-2]) or "").rpartition("=")[2].strip()
         tokens = tokenise(last, words_of(last))
@@ -137,9 +144,10 @@ def _is_remark(sentence: str, before: str) -> bool:
     """I hope this helps! And what follows a count: They are 2, 5 and 8."""
     if _MEMBERS.match(sentence):
         opening = _THEREFORE.match(before) or _PLACE.match(before)
-        return EXISTS.match(before, opening.end() if opening else 0) is not None
-    remark = _REMARK.match(sentence) is not None or (sentence.endswith("!") and len(sentence) < 40)
-    return remark and not re.search(r"[0-9\\=]", sentence)
+        return EXISTS.match(before[opening.end() :] if opening else before) is not None
+    if re.search(r"[0-9\\=]", sentence):
+        return False
+    return _REMARK.match(sentence) is not None or (sentence.endswith("!") and len(sentence) < 40)
 
 
 def _consequence(sentence: str) -> str:
@@ -149,12 +157,12 @@ def _consequence(sentence: str) -> str:
         return rest if re.search("[0-9]", rest) else sentence
     for match in reversed(list(_CONSEQUENCE.finditer(sentence))):
         rest = sentence[match.end() :]
-        if re.search("[0-9]", rest) or not NUMERALS.keys().isdisjoint(rest.lower().split()):
+        if re.search(r"[0-9]", rest) or any(word in NUMERALS for word in rest.lower().split()):
             return rest
     return sentence
 
 
-def _concluded(sentence: str) -> str | None:
+def _concluded(sentence: str, *, remarked: bool = False) -> str | None:
     """What the sentence says that there is, or the value it ends in: so the area is 3 * 4 = 12 square cm, which is even.
 
     Of prose nothing else is read: a number inside a sentence may be any number.
@@ -166,16 +174,20 @@ def _concluded(sentence: str) -> str | None:
     last = unqualified(last)
     if _NOTHING.search(last):
         return "no solution"
-    last = _consequence(last)
+    rest = _consequence(last)
+    opening = remarked or rest != sentence
+    last = rest
     tokens = tokenise(last, words_of(last))
     numbers = [place for place, token in enumerate(tokens) if token.kind == "number"]
     if not numbers or last.endswith("?") or "==" in last or tokens[0].text in SUPPOSING - {"If"} or _TASK.search(last):
         return None
     words = sum(token.kind == "word" for token in tokens)
-    short = words <= MAX_SHORT and (last != sentence or len(numbers) == 1)
-    stated = statement(last, tokens) if short or EXISTS.match(last) else None
-    stated = stated or _final_value(tokens, numbers)
-    return _FACTOR.sub(r"\\times ", stated) if stated else None
+    if (EXISTS.match(last) and words <= MAX_WORDS) or ((opening or len(numbers) == 1) and words <= MAX_SHORT):
+        if is_multiple(tokens, numbers[-1]):
+            return None
+        if stated := statement(last, tokens):
+            return _FACTOR.sub(r"\\times ", stated)
+    return _final_value(tokens, numbers)
 
 
 def _final_value(tokens: Sequence[Token], numbers: Sequence[int]) -> str | None:
@@ -199,7 +211,7 @@ def _final_value(tokens: Sequence[Token], numbers: Sequence[int]) -> str | None:
     joined = any(token.text in ("and", "or") for token in tokens[stated[0] : place])
     if not equals and (joined or is_circumstance(tokens[: numbers[0]])):
         return None
-    return tokens[place].text
+    return _FACTOR.sub(r"\\times ", tokens[place].text)
 
 
 def _ends_with_unit(after: Sequence[Token], most: int) -> bool:

@@ -137,7 +137,7 @@ def statement(text: str, tokens: Sequence[Token]) -> str | None:
     numbers = [place for place, token in enumerate(tokens) if token.kind == "number"]
     if not numbers:
         named = _NAMED.fullmatch(text.strip(" ."))
-        return named[1] if named else None
+        return named[1] if named and named[1].lower() not in _VERBS else None
     first = numbers[0]
     if any(token.text in SUPPOSING for token in tokens[1:]):
         return None
@@ -150,7 +150,8 @@ def statement(text: str, tokens: Sequence[Token]) -> str | None:
         return tokens[first].text if not between and not is_part(tokens, first, compared=True) else None
     if is_circumstance(tokens[:first]):
         return None
-    if stated := [place for place in numbers if is_stated(tokens, place)]:
+    stated = [place for place in numbers if is_stated(tokens, place)]
+    if stated:
         if several := listed(tokens, stated):
             return several
         last = stated[-1]
@@ -158,7 +159,7 @@ def statement(text: str, tokens: Sequence[Token]) -> str | None:
         compared = "=" in tokens[last].text
         return None if joined or is_part(tokens, last, compared=compared) else _with_time(tokens, last)
     head = [token.text.lower() for token in tokens[:first] if token.kind == "word"]
-    limits = tokens[first - 1].text in _LIMITING or head[-3:] == ["or", "equal", "to"]
+    limits = first > 0 and (tokens[first - 1].text in _LIMITING or head[-3:] == ["or", "equal", "to"])
     plain = not (limits or _OPEN.intersection(head)) and (
         set(head) <= _HEDGING
         or bool(_VERBS.intersection(head))
@@ -189,15 +190,15 @@ def listed(tokens: Sequence[Token], stated: Sequence[int]) -> str | None:
     """The values that a sentence ends in, two or more, where nothing but "and", "or" and commas stands between them."""
     for start in stated:
         rest = tokens[start:]
-        while rest[-1].text in (".", "respectively", ","):
+        while rest and rest[-1].text in (".", "respectively", ","):
             rest = rest[:-1]
-        values = [token.text for token in rest if token.kind == "number"]
         between = {token.text for token in rest if token.kind != "number"}
-        if len(values) > 1 and between <= {",", "and", "or", ";"} and rest[-1].kind == "number":
+        if len(rest) > 2 and between <= {",", "and", "or", ";"} and rest[-1].kind == "number":
+            values = [token.text for token in rest if token.kind == "number"]
             alike = len({value.count("=") for value in values}) == 1
             if "or" in between:
                 return " or ".join(values if alike else [value.rpartition("=")[2] for value in values])
-            return ", ".join(values) if alike else None
+            return ", ".join(values) if alike and len(values) > 1 else None
     return None
 
 

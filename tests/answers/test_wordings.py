@@ -38,6 +38,7 @@ EQUAL = {
         ("5/8", r"We have $\frac{10}{16}$, which simplifies to $\frac{5}{8}$."),
         ("130", "There are 90 boys and 40 girls, making a total of 130 pupils."),
         ("12", "She needs 96 / 8 = 12 weeks to save $96."),
+        ("18", "18 per day, which is 126 per week"),
         ("23", "The total is 23 (9 + 14) which is prime."),
     ],
     "text after the answer": [
