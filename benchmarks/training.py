@@ -233,7 +233,7 @@ def train_sweep(directory: str, kind: str, arms: int) -> list[float]:
     """Train the arms that are not done yet, with as many seeds: together, or one after the other; seconds of each call."""
     from east_ray.config.sections import ModelConfig
     from east_ray.runs.cluster import start_ray
-    from east_ray.training.driver import train_arms
+    from east_ray.training.driver import train_all
     from east_ray.training.job import ArmTraining
 
     start_ray()
@@ -247,18 +247,15 @@ def train_sweep(directory: str, kind: str, arms: int) -> list[float]:
         if not run.exists(f"{kind}-{i}/done")
     ]
 
-    def train(chosen: list[ArmTraining], state: str) -> float:
-        def done(number: int, outcome: Any) -> None:
-            assert not isinstance(outcome, Exception), outcome
-            run.write_bytes(b"", chosen[number].title, "done")
-
+    def train(chosen: list[ArmTraining]) -> float:
         start = time.monotonic()
-        train_arms(run, chosen, model=ModelConfig(path=str(MODEL)), state=state, done=done)
+        outcomes = train_all(run, chosen, chosen, model=ModelConfig(path=str(MODEL)), at_once=1)
+        for arm, outcome in zip(chosen, outcomes, strict=True):
+            assert not isinstance(outcome, Exception), outcome
+            run.write_bytes(b"", arm.title, "done")
         return time.monotonic() - start
 
-    if kind == "shared":
-        return [train(asked, "state/shared")]
-    return [train([arm], f"state/{arm.title}") for arm in asked]
+    return [train(asked)] if kind == "shared" else [train([arm]) for arm in asked]
 
 
 TOKENS_PER_CHARACTER = 0.3  # of Llama-3's tokenizer on GSM8K

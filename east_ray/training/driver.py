@@ -77,7 +77,7 @@ def train_all(
     def train_group(members: Sequence[ArmTraining]) -> None:
         unfinished = [arm.output for arm in members if arm.output in results]
         try:
-            _train_prepared(
+            _train_together(
                 run,
                 [prepared[output] for output in unfinished],
                 model=model,
@@ -109,26 +109,6 @@ def train_all(
             raise
 
 
-def train_arms(
-    run: RunDirectory,
-    arms: Sequence[ArmTraining],
-    *,
-    model: ModelConfig,
-    state: str,
-    done: Callable[[int, TrainingSummary | Exception], None],
-    questions: str = "questions/train.parquet",
-    stop: threading.Event | None = None,
-) -> None:
-    """Train arms with one set of workers, which `workers_of` must say they can share, and write their models.
-
-    `done` is told each arm's number and its summary, or the error that ends it while others go on: a UserError when the
-    examples cannot be trained on as configured. An interrupted training resumes from the group's last checkpoint, which
-    is kept in `state`. CancelledError soon after `stop` is set; UserError when a trained model cannot be written.
-    """
-    prepared = _prepare(run, arms, questions, model)
-    _train_prepared(run, prepared, model=model, state=state, done=done, stop=stop or threading.Event())
-
-
 def _prepare(run: RunDirectory, arms: Sequence[ArmTraining], questions: str, model: ModelConfig) -> list[Prepared]:
     arms = [replace(a, base_model=storage.absolute(a.base_model)) if os.path.isdir(a.base_model) else a for a in arms]
     task: Any = ray.remote(num_cpus=1, max_retries=3)  # on another node when its own is lost; errors are not retried
@@ -137,7 +117,7 @@ def _prepare(run: RunDirectory, arms: Sequence[ArmTraining], questions: str, mod
     return list(zip(arms, get(prepared), strict=True))
 
 
-def _train_prepared(
+def _train_together(
     run: RunDirectory,
     prepared: Sequence[Prepared],
     *,
@@ -146,6 +126,12 @@ def _train_prepared(
     done: Callable[[int, TrainingSummary | Exception], None],
     stop: threading.Event,
 ) -> None:
+    """Train arms with one set of workers, which `workers_of` must say they can share, and write their models.
+
+    `done` gets each arm's number and its summary, or the error that ends it while others go on: a UserError when the
+    examples cannot be trained on as configured. An interrupted training resumes from the group's last checkpoint, which
+    is kept in `state`. CancelledError soon after `stop` is set; UserError when a trained model cannot be written.
+    """
     started = time.monotonic()
     waiting: dict[str, tuple[int, TrainingJob, PreparedExamples]] = {}
     for number, (arm, examples) in enumerate(prepared):

@@ -16,7 +16,7 @@ import psutil
 from east_ray.config.sections import ModelConfig
 from east_ray.config.training import TrainingConfig
 from east_ray.runs.directory import RunDirectory
-from east_ray.training.driver import TrainingSummary, train_arms
+from east_ray.training.driver import TrainingSummary, train_all
 from east_ray.training.job import ArmTraining
 from tests.support.training_rows import MODEL
 
@@ -31,10 +31,7 @@ def arm(training: TrainingConfig, output: str, seed: int = 0) -> ArmTraining:
 
 def start_all(run: RunDirectory, arms: list[ArmTraining]) -> list[TrainingSummary | Exception]:
     """Train these arms with one set of workers."""
-    ended: dict[int, TrainingSummary | Exception] = {}
-    model = ModelConfig(path=str(MODEL), dtype="float32")
-    train_arms(run, arms, model=model, state=f"{arms[0].directory}/state", done=ended.__setitem__)
-    return [ended[number] for number in range(len(arms))]
+    return list(train_all(run, arms, arms, model=ModelConfig(path=str(MODEL), dtype="float32"), at_once=1))
 
 
 def start(run: RunDirectory, training: TrainingConfig, output: str) -> TrainingSummary:
