@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from east_ray.config.sections import ModelConfig, SamplingConfig
 from east_ray.records import Unavailable, UserError
 
+SHARDS_IN_FLIGHT = 128  # at one engine, each a thread that waits in `generate`: thousands starve the engine's own
+
 
 @dataclass(frozen=True)
 class Request:

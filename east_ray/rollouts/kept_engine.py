@@ -15,6 +15,7 @@ import psutil
 from east_ray.config.sections import SamplingConfig
 from east_ray.records import UserError
 from east_ray.rollouts.engine import (
+    SHARDS_IN_FLIGHT,
     Engine,
     EngineDied,
     EngineSettings,
@@ -27,7 +28,7 @@ from east_ray.rollouts.engine import (
     one_line,
 )
 
-CALLS = 160  # at once: more than a sampler makes
+CALLS = SHARDS_IN_FLIGHT + 8  # at once: a sampler's shards, and what else is asked meanwhile
 KEPT_SHARE = 0.5  # of the memory that is free beside it; a larger engine ends with its pool
 STARTS = 2  # again, where the process was ending when it was asked
 

@@ -17,7 +17,7 @@ from east_ray.console import quiet_ray_data
 from east_ray.records import UserError
 from east_ray.rollouts.actors import FATAL, NO_ENGINE, REFUSED, GradingWorker, RolloutJob, RolloutSpec, Sampler
 from east_ray.rollouts.attempts import Attempts
-from east_ray.rollouts.engine import ExchangeRefused
+from east_ray.rollouts.engine import SHARDS_IN_FLIGHT, ExchangeRefused
 from east_ray.rollouts.kept_engine import engine_hosts
 from east_ray.rollouts.progress import NEWS_SECONDS, live_line
 from east_ray.rollouts.shards import Shard
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import ray.data
 
 REQUESTS_IN_FLIGHT = 2048  # completions queued at an engine: twice vLLM's largest default batch
-SHARDS_IN_FLIGHT = 128  # at one engine, each a thread: thousands starve the engine's own
 MOST_BLOCKS, BLOCKS_PER_ENGINE = 500, 30  # a block is one shard while there are no more than this
 RELEASE_SECONDS = 10.0
 
