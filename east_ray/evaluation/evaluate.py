@@ -91,7 +91,9 @@ def evaluate(
     sampled = sampling.model_copy(
         update={**shared, "num_samples": evaluation.num_samples, "temperature": evaluation.temperature}
     )
-    for settings, parent in ((greedy, ""), (sampled, "sampled/"))[: 1 + bool(evaluation.num_samples)]:
+    for settings, parent in ((greedy, ""), (sampled, "sampled/")):
+        if not settings.num_samples:
+            continue
         run_rollouts(
             run,
             [

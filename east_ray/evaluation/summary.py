@@ -69,12 +69,13 @@ def describe(rows: Sequence[Comparison], confidence: float) -> Summary:
     if default is not None:
         first = next((row for row in trained if row.to_vanilla is None), trained[0])
         sentences.append(_training_sentence(default, first, confidence))
-    told = sorted(weighted, key=lambda pair: not is_significant(pair[1], confidence))
-    unclear = [d for _, d in weighted if not is_significant(d, confidence)]
-    if len(unclear) > MAX_SENTENCES:
-        told = told[: -len(unclear)]
-    sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in told]
-    sentences += [_together(unclear)] if len(unclear) > MAX_SENTENCES else []
+    clear = [(row, d) for row, d in weighted if is_significant(d, confidence)]
+    unclear = [(row, d) for row, d in weighted if not is_significant(d, confidence)]
+    are_many = len(unclear) > MAX_SENTENCES
+    shown = clear if are_many else [*clear, *unclear]
+    sentences += [difference_sentence(row.name, d, row.num_questions, confidence) for row, d in shown]
+    if are_many:
+        sentences.append(_together([d for _, d in unclear]))
     sentences += [
         f"{row.name} is not compared with plain self-training: no vanilla arm has the seed of {', '.join(row.unpaired)}."
         for row in trained
