@@ -137,6 +137,7 @@ def import_trainer() -> None:
 
 
 def _trainer(group: JobGroup) -> Any:
+    import_trainer()
     import ray.train.torch
 
     training, run = group.jobs[0].arm.training, group.run
