@@ -64,6 +64,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def peak_mib(pid: int) -> float:
+    """What a process held at most. getrusage would not do: a child begins with the peak of the process that started it."""
     try:
         found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except OSError:

@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"})
 
+from benchmarks.memory import peak_mib  # noqa: E402
 from east_ray.config.sections import GradingConfig, ModelConfig, QuestionsConfig, SamplingConfig  # noqa: E402
 from east_ray.rollouts.engine import Engine, EngineSettings, Request, Result, question_seed  # noqa: E402
 from east_ray.rollouts.run import RolloutJob, run_rollouts  # noqa: E402
@@ -317,8 +317,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = time.monotonic() - started
         stop.set()
         watcher.join()
-    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"driver_mib": driver, "object_store_mib": peak[0] / 2**20, "seconds": seconds}
+    return {"driver_mib": peak_mib(os.getpid()), "object_store_mib": peak[0] / 2**20, "seconds": seconds}
 
 
 def watch_object_store(peak: list[int], stop: threading.Event) -> None:

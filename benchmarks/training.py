@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +34,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.memory import peak_mib
 from east_ray.config.training import TrainingConfig
 from east_ray.runs.directory import RunDirectory
 from east_ray.training import trainers
@@ -297,7 +298,7 @@ def peak_memory(loss: str, kind: str, data: Path) -> float:
         for first in range(0, 32, 4):
             micro_batch(trainer, positions, first, loss, process_clock)
         trainer.optimizer.step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_mib(os.getpid()) / 1024
 
 
 def real_lengths(loss: str, data: Path, scratch: str) -> dict[str, tuple[Any, Any]]:
