@@ -162,7 +162,7 @@ def sample_only(
     from east_ray.runs.cluster import on_driver_node
 
     count = count_shards(count_questions(run, JOB.questions), sampling.questions_per_shard)
-    rows = [shard_row(0, Shard(index, samples=True)) for index in range(count)]
+    rows = [shard_row(0, Shard(index, samples=True, begun=False)) for index in range(count)]
     spec = RolloutSpec(run, [job], model, sampling, seed, round_index, open_timed)
     with quiet_ray_data():
         dataset = ray.data.from_items(rows, override_num_blocks=count)

@@ -7,7 +7,7 @@
 
 The first computes padded rows, as TRL does. The second prints how far weighted gradients are from explicit weighted losses
 (tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths, against TRL's own trainers. The fourth trains so many SFT arms of the
-bundled model with one set of workers, killed and resumed once, against a set for each, undisturbed, in wall time.
+bundled model, two at once, with two sets of workers, killed and resumed once, against a set for each, undisturbed, in wall time.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
@@ -73,7 +73,7 @@ def main() -> None:
     if arguments.sweep:
         shared, alone = sweep(arguments.sweep, arguments.alone)
         print(
-            f"{arguments.sweep} arms: {shared:.0f} s with one set of workers, {alone:.0f} s with a set each: {shared / alone:.2f}"
+            f"{arguments.sweep} arms: {shared:.0f} s with two sets of workers, killed and resumed, {alone:.0f} s with a set each: {shared / alone:.2f}"
         )
         return
     if arguments.throughput:
@@ -206,14 +206,17 @@ def micro_batch(trainer: Any, positions: PlannedDataset, first: int, loss: str, 
     return clock() - start
 
 
+AT_ONCE = 2  # arms, a core each, as in the bundled model's config
+
+
 def sweep(arms: int, alone: int) -> tuple[float, float]:
-    """Seconds for all arms with one set of workers, its command killed in the middle and given again; and with a set for
-    each, undisturbed, of which only `alone` are trained (their median).
+    """Seconds for all arms, two at once, whose sets of workers train one arm after the other, the command killed in the
+    middle and given again; and with a set for each, undisturbed, of which only `alone` pairs are trained (their median).
     """
     with tempfile.TemporaryDirectory() as directory:
         RunDirectory(directory).write_table(examples("sft", 480), "examples/sft.parquet")
         single = statistics.median(
-            json.loads(train_command(directory, "alone", alone).communicate()[0].splitlines()[-1])
+            json.loads(train_command(directory, "alone", AT_ONCE * alone).communicate()[0].splitlines()[-1])
         )
         start = time.monotonic()
         first = train_command(directory, "shared", arms)
@@ -222,7 +225,7 @@ def sweep(arms: int, alone: int) -> tuple[float, float]:
             time.sleep(0.1)
         first.kill()
         assert train_command(directory, "shared", arms).wait() == 0
-        return time.monotonic() - start, arms * single
+        return time.monotonic() - start, arms / AT_ONCE * single
 
 
 def train_command(directory: str, kind: str, arms: int) -> subprocess.Popen[str]:
@@ -231,7 +234,7 @@ def train_command(directory: str, kind: str, arms: int) -> subprocess.Popen[str]
 
 
 def train_sweep(directory: str, kind: str, arms: int) -> list[float]:
-    """Train the arms that are not done yet, with as many seeds: together, or one after the other; seconds of each call."""
+    """Train the arms that are not done yet, with as many seeds: together, or pair by pair; seconds of each call."""
     from east_ray.config.sections import ModelConfig
     from east_ray.runs.cluster import start_ray
     from east_ray.training.driver import train_all
@@ -242,21 +245,23 @@ def train_sweep(directory: str, kind: str, arms: int) -> list[float]:
         RunDirectory(directory),
         config("sft", batch_size=16, micro_batch_size=8, epochs=3, sft={"learning_rate": 2e-5}),
     )
-    asked = [
+    every = [
         ArmTraining("examples/sft.parquet", "weight", str(MODEL), f"{kind}-{i}/model", training, i, f"{kind}-{i}")
         for i in range(arms)
-        if not run.exists(f"{kind}-{i}/done")
     ]
+    asked = [arm for arm in every if not run.exists(f"{arm.title}/done")]
 
-    def train(chosen: list[ArmTraining]) -> float:
+    def train(group: list[ArmTraining], chosen: list[ArmTraining]) -> float:
         start = time.monotonic()
-        outcomes = train_all(run, chosen, chosen, model=ModelConfig(path=str(MODEL)), at_once=1)
+        outcomes = train_all(run, group, chosen, model=ModelConfig(path=str(MODEL)), at_once=AT_ONCE)
         for arm, outcome in zip(chosen, outcomes, strict=True):
             assert not isinstance(outcome, Exception), outcome
             run.write_bytes(b"", arm.title, "done")
         return time.monotonic() - start
 
-    return [train(asked)] if kind == "shared" else [train([arm]) for arm in asked]
+    if kind == "shared":
+        return [train(every, asked)]
+    return [train(pair, pair) for pair in (asked[i : i + AT_ONCE] for i in range(0, arms, AT_ONCE))]
 
 
 TOKENS_PER_CHARACTER = 0.3  # of Llama-3's tokenizer on GSM8K

@@ -95,7 +95,7 @@ def test_a_node_lost_in_every_phase_changes_no_artefact_and_work_goes_where_its_
         "MapWorker(Map(Sampler))": "rollout",
         "MapWorker(Map(GradingWorker))": "cpu",
         "RayTrainWorker": "train",
-        "Tally": "head",
+        "Attempts": "head",
         "StatusActor": "head",
     }.items():
         assert {node for found, node in placed if found == kind} == {role}, kind

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import ray.data
 
 REQUESTS_IN_FLIGHT = 2048  # completions queued at an engine: twice vLLM's largest default batch
-MOST_BLOCKS, BLOCKS_PER_ENGINE = 500, 30  # a block is one shard while there are no more than this
+MOST_BLOCKS, BLOCKS_PER_ENGINE = 128, 30  # a block is one shard while there are no more than this
 RELEASE_SECONDS = 10.0
 
 

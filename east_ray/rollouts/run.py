@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ def grade_samples(
         raise UserError(
             f"{run.uri_of(samples)} holds no completions; sample first, or import some with `east-ray import-samples`"
         )
-    footers = _present(run, samples, count)
+    footers = list(_present(run, samples, count))
     pending = shards.unfinished(run, samples, grades, count, None)
     logger.info("%s: %d of %d shards reused", title, count - len(pending), count)
     if pending:
@@ -153,16 +153,16 @@ def grade_samples(
 
 def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: int) -> RolloutSummary:
     """Add up the footers of a finished set. UserError when a shard is missing or was graded from other completions."""
-    sampled, graded = shards.read_footers(run, samples, count), shards.read_footers(run, grades, count)
-    for index, (s, g) in enumerate(zip(sampled, graded, strict=True)):
-        if s is None or g is None or s["digest"] != g["digest"]:
+    footers = zip(shards.read_footers(run, samples, count), shards.read_footers(run, grades, count), strict=True)
+    total, digests = Counter[str](), []
+    for index, (sampled, graded) in enumerate(footers):
+        if sampled is None or graded is None or sampled["digest"] != graded["digest"]:
             raise UserError(
                 f"{run.uri_of(grades, shards.shard_name(index))} is missing, or was graded from other samples; run the command again"
             )
-    total = Counter[str]()
-    for footer in [*sampled, *graded]:
-        assert footer is not None
-        total.update({name: value for name, value in footer.items() if name not in NOT_ADDED_UP})
+        digests.append(sampled["digest"])
+        for footer in (sampled, graded):
+            total.update({name: value for name, value in footer.items() if name not in NOT_ADDED_UP})
     return RolloutSummary(
         shards=count,
         reused_shards=reused,
@@ -175,9 +175,9 @@ def summarise(run: RunDirectory, samples: str, grades: str, count: int, reused: 
         incorrect=total["incorrect"],
         errors=total["errors"],
         unanswered=total["unanswered"],
-        digest=fingerprint([footer["digest"] for footer in sampled]),  # type: ignore[index]
+        digest=fingerprint(digests),
     )
 
 
-def _present(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any]]:
-    return [footer for footer in shards.read_footers(run, directory, count) if footer is not None]
+def _present(run: RunDirectory, directory: str, count: int) -> Iterator[dict[str, Any]]:
+    return (footer for footer in shards.read_footers(run, directory, count) if footer is not None)

@@ -115,34 +115,43 @@ def read_shard_and_footer(run: RunDirectory, directory: str, index: int) -> tupl
 
 def read_footer(run: RunDirectory, directory: str, index: int) -> dict[str, Any] | None:
     """The facts that `write_samples` or `write_grades` returned for this shard; None when it does not exist."""
+    content = _read_footer(run, directory, index)
+    return None if content is None else json.loads(content)
+
+
+def _read_footer(run: RunDirectory, directory: str, index: int) -> bytes | None:
     try:
         metadata = pq.read_metadata(run.path(directory, shard_name(index)), filesystem=run.filesystem).metadata
-        return json.loads(metadata[FOOTER])
+        json.loads(metadata[FOOTER])  # or the file is damaged
+        return metadata[FOOTER]
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise run.damaged(error, directory, shard_name(index)) from None
 
 
-def read_footers(run: RunDirectory, directory: str, count: int) -> list[dict[str, Any] | None]:
+def read_footers(run: RunDirectory, directory: str, count: int) -> Iterator[dict[str, Any] | None]:
     """The footers of shards 0..count-1; many at a time, because on an object store each costs round trips.
 
     A file that this process has read before, and whose size and time are the same, is not read again.
     """
     versions = {info.base_name: (info.path, info.size, info.mtime_ns) for info in run.files(directory)}
 
-    def footer(index: int) -> dict[str, Any] | None:
+    def footer(index: int) -> bytes | None:
         if (version := versions.get(shard_name(index))) is None:
             return None
         if version not in _footers:
-            _footers[version] = read_footer(run, directory, index)
+            _footers[version] = _read_footer(run, directory, index)
         return _footers[version]
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(footer, range(count)))
+        for content in pool.map(footer, range(count)):
+            yield None if content is None else json.loads(content)
 
 
-_footers: dict[tuple[str, int, int], dict[str, Any] | None] = {}
+_footers: dict[
+    tuple[str, int, int], bytes | None
+] = {}  # as they are in the files: hundreds of thousands of them stay small
 
 
 def recorded_size(run: RunDirectory, directory: str) -> int | None:
