@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,13 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(code: int) -> int:
-    """Return the exit code; while trainings run, end Ray and this process at once: Python would crash under their threads."""
+    """Return the exit code; while trainings run, end this process at once: Python would crash under their threads.
+
+    `ray.shutdown` would race with those threads: Ray ends a process with 1 whose raylet is gone. The kernel ends the raylet
+    with this process, but not in time what the raylet has started.
+    """
     from east_ray.console import TRAINING_THREAD
 
     if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
-        import ray
+        import psutil
 
-        ray.shutdown()
+        own = psutil.Process()
+        for process in own.children(recursive=True):
+            with suppress(psutil.Error):
+                if process.ppid() != own.pid:
+                    process.kill()
         logging.shutdown()
         os._exit(code)
     return code

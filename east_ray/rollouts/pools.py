@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import ray.data
 
 REQUESTS_IN_FLIGHT = 2048  # completions queued at an engine: twice vLLM's largest default batch
-MOST_BLOCKS, BLOCKS_PER_ENGINE = 128, 30  # a block is one shard while there are no more than this
+FEWEST_BLOCKS, BLOCKS_PER_CALL = 128, 16  # a block is one shard while there are no more than this
 RELEASE_SECONDS = 10.0
 
 
@@ -79,8 +79,9 @@ def process_shards(
     hosted = engine_hosts(spec.sampling, spec.open_engine, engines) if spec and keep else nullcontext([])
     with live_line(title, questions, news) as line, quiet_ray_data(), hosted as hosts:
         # A block is what one task works on, and the driver holds something for each until the end.
-        blocks = min(len(rows), max(MOST_BLOCKS, BLOCKS_PER_ENGINE * engines))
-        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=blocks)
+        at_once = engines * _shards_in_flight(spec.sampling, count, engines) if spec and engines else 0
+        blocks = min(len(rows), max(FEWEST_BLOCKS, BLOCKS_PER_CALL * at_once))
+        dataset = ray.data.from_items(list(rows), override_num_blocks=blocks)
         engine_cpus = 0.0
         if spec and engines:
             engine_cpus = engines * spec.sampling.cpus_per_engine

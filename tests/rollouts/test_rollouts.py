@@ -90,8 +90,8 @@ def test_a_set_keeps_the_shards_it_was_begun_with_when_the_number_of_engines_cha
 def test_shards_that_share_a_task_give_what_they_give_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, undisturbed = make_run(tmp_path / "a", 12), make_run(tmp_path / "b", 12)
     roll_out(undisturbed)
-    monkeypatch.setattr("east_ray.rollouts.pools.MOST_BLOCKS", 2)
-    monkeypatch.setattr("east_ray.rollouts.pools.BLOCKS_PER_ENGINE", 2)
+    monkeypatch.setattr("east_ray.rollouts.pools.FEWEST_BLOCKS", 2)
+    monkeypatch.setattr("east_ray.rollouts.pools.BLOCKS_PER_CALL", 1)
     (summary,) = roll_out(run)
     assert content(run) == content(undisturbed)
     assert (summary.questions, summary.samples) == (12, 48)
