@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
 
-demo: setup ## the whole loop on the bundled tiny model: a table and a report, in about two minutes
+demo: setup ## the whole loop on the bundled tiny model: a table and a report, in about a minute and a half
 	$(BIN)/east-ray run jobs/configs/tiny.toml
 
 real: setup ## the same on a real language model from the package registry, SmolLM2-135M-Instruct (smollm2/README.md)

@@ -150,9 +150,8 @@ def read_footers(run: RunDirectory, directory: str, count: int) -> Iterator[dict
                 yield None if content is None else json.loads(content)
 
 
-_footers: dict[
-    tuple[str, int, int], bytes | None
-] = {}  # as they are in the files: hundreds of thousands of them stay small
+# As they are in the files: thousands of them stay small.
+_footers: dict[tuple[str, int, int], bytes | None] = {}
 
 
 def recorded_size(run: RunDirectory, directory: str) -> int | None:

@@ -27,7 +27,7 @@ NODES = {
         "max_workers": 4,
     }
 }
-COUNT = "import json, ray; ray.init(logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
+COUNT = "import json, ray; ray.init(logging_level='ERROR', log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
 
 
 def alive_nodes(head: Head) -> int:
