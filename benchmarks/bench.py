@@ -77,7 +77,8 @@ def rollouts(data: Path) -> Iterator[Row]:
 
 def training(data: Path) -> Iterator[Row]:
     import torch
-    from training import measure, process_clock, random_model, sweep, throughput
+    from sweep import sweep
+    from training import measure, process_clock, random_model, throughput
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,11 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py [--device cuda] [--steps 40]
     OMP_NUM_THREADS=1 python benchmarks/training.py --identity
     OMP_NUM_THREADS=1 python benchmarks/training.py --throughput ../shared/data [--losses sft dpo kto]
-    OMP_NUM_THREADS=1 python benchmarks/training.py --sweep 12
 
 The first computes padded rows, as TRL does. The second prints how far weighted gradients are from explicit weighted losses
-(tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths, against TRL's own trainers. The fourth trains so many SFT arms of the
-bundled model, two at once, with two sets of workers, killed and resumed once, against a set for each, undisturbed, in wall time.
+(tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths,
+against TRL's own trainers.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
@@ -36,13 +35,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.memory import peak_mib
 from east_ray.config.training import TrainingConfig
-from east_ray.runs.directory import RunDirectory
 from east_ray.training import trainers
 from east_ray.training.batches import TrainingPlan, plan_training
 from east_ray.training.gradient_check import check_weighted_gradient
 from east_ray.training.inputs import PlannedDataset
 from east_ray.training.tokens import lengths
-from tests.support.training_rows import MODEL, config, distance, examples, explicit_gradient, one_step, planned
+from tests.support.training_rows import MODEL, config, distance, explicit_gradient, one_step, planned
 from tests.training.test_trainers_deepspeed import CASES, measured, run_cases
 
 SIZES = {
@@ -61,21 +59,7 @@ def main() -> None:
     parser.add_argument("--identity", action="store_true")
     parser.add_argument("--throughput", type=Path, metavar="DATA", help="folder with responses/")
     parser.add_argument("--peak", choices=["stock", "ours"], help="print the peak memory of one kind's steps, GiB")
-    parser.add_argument("--sweep", type=int, metavar="ARMS")
-    parser.add_argument("--sweep-part", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--alone", type=int, default=5, help="arms of the sweep that are also trained by workers of their own"
-    )
     arguments = parser.parse_args()
-    if arguments.sweep_part:
-        print(json.dumps(train_sweep(*arguments.sweep_part, arguments.sweep)))
-        return
-    if arguments.sweep:
-        shared, alone = sweep(arguments.sweep, arguments.alone)
-        print(
-            f"{arguments.sweep} arms: {shared:.0f} s with two sets of workers, killed and resumed, {alone:.0f} s with a set each: {shared / alone:.2f}"
-        )
-        return
     if arguments.throughput:
         print("loss   TRL examples/s   ours   ratio      peak memory: TRL    ours, GiB")
         for loss in arguments.losses:
@@ -204,64 +188,6 @@ def micro_batch(trainer: Any, positions: PlannedDataset, first: int, loss: str, 
     start = clock()
     trainer.training_step(trainer.model, batch, tokens)
     return clock() - start
-
-
-AT_ONCE = 2  # arms, a core each, as in the bundled model's config
-
-
-def sweep(arms: int, alone: int) -> tuple[float, float]:
-    """Seconds for all arms, two at once, whose sets of workers train one arm after the other, the command killed in the
-    middle and given again; and with a set for each, undisturbed, of which only `alone` pairs are trained (their median).
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        RunDirectory(directory).write_table(examples("sft", 480), "examples/sft.parquet")
-        single = statistics.median(
-            json.loads(train_command(directory, "alone", AT_ONCE * alone).communicate()[0].splitlines()[-1])
-        )
-        start = time.monotonic()
-        first = train_command(directory, "shared", arms)
-        while len(list(Path(directory).glob("shared-*/done"))) < arms // 2:
-            assert first.poll() is None, "it ended before it could be killed"
-            time.sleep(0.1)
-        first.kill()
-        assert train_command(directory, "shared", arms).wait() == 0
-        return time.monotonic() - start, arms / AT_ONCE * single
-
-
-def train_command(directory: str, kind: str, arms: int) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--sweep", str(arms), "--sweep-part", directory, kind]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def train_sweep(directory: str, kind: str, arms: int) -> list[float]:
-    """Train the arms that are not done yet, with as many seeds: together, or pair by pair; seconds of each call."""
-    from east_ray.config.sections import ModelConfig
-    from east_ray.runs.cluster import start_ray
-    from east_ray.training.driver import train_all
-    from east_ray.training.job import ArmTraining
-
-    start_ray()
-    run, training = (
-        RunDirectory(directory),
-        config("sft", batch_size=16, micro_batch_size=8, epochs=3, sft={"learning_rate": 2e-5}),
-    )
-    every = [
-        ArmTraining("examples/sft.parquet", "weight", str(MODEL), f"{kind}-{i}/model", training, i, f"{kind}-{i}")
-        for i in range(arms)
-    ]
-    asked = [arm for arm in every if not run.exists(f"{arm.title}/done")]
-
-    def train(group: list[ArmTraining], chosen: list[ArmTraining]) -> float:
-        start = time.monotonic()
-        outcomes = train_all(run, group, chosen, model=ModelConfig(path=str(MODEL)), at_once=AT_ONCE)
-        for arm, outcome in zip(chosen, outcomes, strict=True):
-            assert not isinstance(outcome, Exception), outcome
-            run.write_bytes(b"", arm.title, "done")
-        return time.monotonic() - start
-
-    if kind == "shared":
-        return [train(every, asked)]
-    return [train(pair, pair) for pair in (asked[i : i + AT_ONCE] for i in range(0, arms, AT_ONCE))]
 
 
 TOKENS_PER_CHARACTER = 0.3  # of Llama-3's tokenizer on GSM8K

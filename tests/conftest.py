@@ -89,9 +89,12 @@ def ray_session() -> Iterator[None]:
     """One local Ray for the whole run, two CPUs, no dashboard."""
     import ray
 
+    from east_ray.runs.cluster import any_agent_port
+
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+        with any_agent_port():
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
     yield
     if started:
         ray.shutdown()

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from east_ray.console import QUIET
@@ -41,7 +42,8 @@ def start_ray() -> None:
             ray.init(runtime_env={"env_vars": _environment_of_nodes()}, **common)
         else:
             check_socket_path(os.environ)
-            ray.init(address="local", include_dashboard=False, **common)
+            with any_agent_port():
+                ray.init(address="local", include_dashboard=False, **common)
 
 
 def check_socket_path(environment: Mapping[str, str]) -> None:
@@ -65,6 +67,23 @@ def _environment_of_nodes() -> dict[str, str]:
     """
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
     return {name: os.environ[name] for name in (*ENVIRONMENT, *QUIET) if name in os.environ and name not in job}
+
+
+@contextmanager
+def any_agent_port() -> Iterator[None]:
+    """Let a node's agent listen on any free port, which `ray.init` has no argument for.
+
+    Ray 2.60 tries the usual one for 3 s before the node starts, and it is taken by every other local Ray's agent, even by
+    that of a killed one for a minute.
+    """
+    from ray._private import parameter
+
+    usual = parameter.RayParams
+    parameter.RayParams = partial(usual, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = usual
 
 
 @contextmanager

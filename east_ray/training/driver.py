@@ -173,9 +173,6 @@ def _planned(arm: ArmTraining, prepared: PreparedExamples, model: ModelConfig) -
     logger.info("%s: %d examples, %d steps", arm.title, len(prepared.weight_N), plan.num_steps)
     if prepared.tokenised_from_text:
         logger.info("%s: %d completions came as text and were tokenised", arm.title, prepared.tokenised_from_text)
-    if left_out := prepared.left_out:
-        names = ", ".join(left_out[:4]) + (" ..." if left_out[4:] else "")
-        logger.info("%s: leaves out %d of the base's tensors or files: %s", arm.title, len(left_out), names)
     return TrainingJob(arm, model, prepared.tokens, prepared.reference, plan, prepared.weight_N)
 
 
@@ -201,6 +198,9 @@ def _finish(
     }
     run.write_json(facts, arm.output, FACTS)
     write_model_card(run, arm.output)
+    if left_out := status.left_out:
+        names = ", ".join(left_out[:4]) + (" ..." if left_out[4:] else "")
+        logger.info("%s: leaves out %d of the base's tensors or files: %s", arm.title, len(left_out), names)
     if status.is_padded:
         logger.info("%s: trained with padded rows, which this model cannot do without", arm.title)
     last = status.log[-1]

@@ -141,6 +141,8 @@ def _trainer(group: JobGroup) -> Any:
     import ray.train.torch
 
     training, run = group.jobs[0].arm.training, group.run
+    if not training.use_gpu:  # a process of its own, for the notice that a spot node gives
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     work, _, state = group.state.rpartition("/")
     return ray.train.torch.TorchTrainer(
         _run_worker,

@@ -106,7 +106,8 @@ class JobGroup:
 class TrainingStatus:
     """Reports of rank 0 about one job. `log`: one row per step, complete at the end; `digest` is empty until then.
 
-    `is_padded`: this model cannot be trained without padding. `refused`: why it cannot be trained; `not_exported`: why the
+    `is_padded`: this model cannot be trained without padding; `left_out`: names of the base's tensors that the trained model
+    does without. `refused`: why it cannot be trained; `not_exported`: why the
     trained model cannot be written.
     """
 
@@ -114,6 +115,7 @@ class TrainingStatus:
     gradient_error: float = math.nan
     weight_error: float = math.nan
     is_padded: bool = False
+    left_out: Sequence[str] = ()
     digest: str = ""
     refused: str = ""
     not_exported: str = ""

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 BY_ROW = "sdpa_by_row"  # our name among transformers' attention functions
 REPLACED = "sdpa"  # the only one that we know how to replace
+# Elements of a head's keys up to which attention is computed in float32 on a CPU: PyTorch 2.13's backward pass takes there
+# two to four times as long in bfloat16.
+SHORT = 4096
 ROWS = ("input_ids", "attention_mask", "labels")
 # Mean distance of a token's log-probability with and without padding: rounding stays below, another row's tokens do not.
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -51,6 +54,11 @@ class Layout:
     label_L: torch.Tensor
     label_mask_RT: torch.Tensor  # one column shorter than the rows, as log-probabilities are
     masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Most tokens that one attends to."""
+        return max(span.shared + span.stop - span.start for span in self.spans)
 
     def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
         """Which of `keys` each of the last `queries` tokens may attend to, at most `window` back."""
@@ -204,17 +212,19 @@ def _attend(
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise NotImplementedError("attention with terms of its own")
     groups = getattr(module, "num_key_value_groups", 1)
-    outputs = []
-    for span in rows.spans:
-        own, prefix = slice(span.start, span.stop), slice(span.prefix, span.prefix + span.shared)
-        length = span.stop - span.start
-        if length == 0:
+    dtype = query.dtype
+    if dtype == torch.bfloat16 and query.device.type == "cpu" and rows.longest * query.shape[3] <= SHORT:
+        query, key, value = query.float(), key.float(), value.float()
+    lengths, outputs = [span.stop - span.start for span in rows.spans], []
+    parts = zip(rows.spans, *(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    for span, q, k, v in parts:
+        if q.shape[2] == 0:
             continue
-        q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
         if span.shared:
+            prefix = slice(span.prefix, span.prefix + span.shared)
             k, v = torch.cat([key[:, :, prefix], k], dim=2), torch.cat([value[:, :, prefix], v], dim=2)
-        keys = length + span.shared
-        mask = rows.mask(length, keys, sliding_window) if span.shared or keys > (sliding_window or keys) else None
+        queries, keys = q.shape[2], k.shape[2]
+        mask = rows.mask(queries, keys, sliding_window) if span.shared or keys > (sliding_window or keys) else None
         has_gqa = groups > 1 and use_gqa_in_sdpa(mask, k, v)
         if groups > 1 and not has_gqa:
             k, v = repeat_kv(k, groups), repeat_kv(v, groups)
@@ -222,4 +232,4 @@ def _attend(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None, enable_gqa=has_gqa
         )
         outputs.append(attended.transpose(1, 2))
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1).to(dtype), None

@@ -35,8 +35,8 @@ COMPLETIONS = {
 class PreparedExamples:
     """The driver's record of N examples: weights, tokens their loss sums over, questions, a fingerprint of the ids.
 
-    `left_out`: names of the base's tensors that a trained model does without. `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm
-    with these examples and this model. `tokenised_from_text` counts completions that came without ids.
+    `tokens` and `reference` are the files of the token ids and of DPO's reference log-probabilities, shared by every arm with
+    these examples and this model. `tokenised_from_text` counts completions that came without ids.
     """
 
     tokens: str
@@ -46,7 +46,6 @@ class PreparedExamples:
     content: str
     reference: str | None
     tokenised_from_text: int
-    left_out: list[str]
 
 
 def prepare_arms(
@@ -65,8 +64,8 @@ def prepare_arms(
 def prepare_examples(run: RunDirectory, arm: ArmTraining, *, questions: str, model: ModelConfig) -> PreparedExamples:
     """Check an arm's examples and weights, tokenise them unless another arm has, and return what planning needs.
 
-    UserError for a missing or invalid weight, for examples longer than training.max_length, for prompts whose token ids
-    differ from those that were sampled from, and for a base model that lacks tensors.
+    UserError for a missing or invalid weight, for examples longer than training.max_length, and for prompts whose token ids
+    differ from those that were sampled from.
     """
     training, base_model = arm.training, arm.base_model
     where = run.uri_of(arm.examples)
@@ -92,12 +91,9 @@ def prepare_examples(run: RunDirectory, arm: ArmTraining, *, questions: str, mod
         if training.loss != "dpo":
             raise UserError("training.precompute_reference needs training.loss = dpo; remove it")
         reference = f"{place}/reference/{fingerprint([base, model.dtype, content])}.parquet"
-    from east_ray.training.export import judge_base  # torch and peft, which nothing else here needs
-
-    left_out = judge_base(local_model(base_model, model.revision), model.trust_remote_code)
     from_text = sum(rows[name].null_count for name in COMPLETIONS[training.loss].values())
     questions_N = rows["question_id"].to_pylist()
-    return PreparedExamples(tokens, weight_N, np.array(tokens_N), questions_N, content, reference, from_text, left_out)
+    return PreparedExamples(tokens, weight_N, np.array(tokens_N), questions_N, content, reference, from_text)
 
 
 def tokenise_examples(

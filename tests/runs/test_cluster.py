@@ -21,6 +21,12 @@ def test_ray_data_keeps_its_own_messages_to_its_log_file() -> None:
     assert all(handler.level >= logging.CRITICAL for handler in streams)
 
 
+def test_a_nodes_agent_listens_on_a_port_that_no_other_rays_agent_wants(ray_session: None) -> None:
+    from ray._private import ray_constants, worker
+
+    assert worker._global_node.dashboard_agent_listen_port not in (0, ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT)
+
+
 def test_a_variable_that_the_user_has_set_stays_and_reaches_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, MambaConfig, MixtralConfig
 
-from east_ray.training.padding_free import lay_out
+from east_ray.training.padding_free import _attend, lay_out
 from tests.support.training_rows import MODEL, Gradients, config, distance, nudge, planned, trainer
 
 
@@ -47,6 +47,16 @@ def test_the_gradient_of_every_step_is_that_of_padded_rows_in_float32(loss: str,
     padded, free = (steps(loss, tmp_path, free) for free in (False, True))
     for expected, actual in zip(padded, free, strict=True):
         assert distance(actual, expected) <= 1e-6
+
+
+@pytest.mark.parametrize(("length", "in_float32"), [(60, True), (400, False)])
+def test_only_short_rows_attend_in_float32(length: int, in_float32: bool) -> None:
+    states = torch.randn(3, 1, 2, 2 * length, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ids = torch.ones(2, length, dtype=torch.long)
+    rows = lay_out(ids, ids, ids, pairs=False)
+    attended, precise = (_attend(torch.nn.Module(), *part, None, rows)[0] for part in (states, states.float()))
+    assert attended.dtype == torch.bfloat16
+    assert torch.equal(attended, precise.bfloat16()) == in_float32
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
