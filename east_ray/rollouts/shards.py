@@ -131,7 +131,7 @@ def _read_footer(run: RunDirectory, directory: str, index: int) -> bytes | None:
 
 
 def read_footers(run: RunDirectory, directory: str, count: int) -> Iterator[dict[str, Any] | None]:
-    """The footers of shards 0..count-1; many at a time, because on an object store each costs round trips.
+    """The footers of shards 0..count-1; many at a time on an object store, where each costs round trips.
 
     A file that this process has read before, and whose size and time are the same, is not read again.
     """
@@ -144,7 +144,7 @@ def read_footers(run: RunDirectory, directory: str, count: int) -> Iterator[dict
             _footers[version] = _read_footer(run, directory, index)
         return _footers[version]
 
-    with ThreadPoolExecutor(max_workers=16) as pool:
+    with ThreadPoolExecutor(max_workers=2 if run.is_local else 16) as pool:  # each keeps a heap of its own
         for start in range(0, count, 256):  # what waits in a pool costs more than a footer
             for content in pool.map(footer, range(start, min(start + 256, count))):
                 yield None if content is None else json.loads(content)
