@@ -46,6 +46,9 @@ LOST_NODE = "Owner's node has crashed"  # says Ray of actors whose driver, which
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 found something wrong, 2 the user can fix it, 130 or 143 stopped."""
     arguments = _parser().parse_args(argv)
+    os.environ.setdefault(
+        "ARROW_DEFAULT_MEMORY_POOL", "system"
+    )  # before pyarrow comes, whose own pool holds 4 MiB more
     from east_ray.console import set_up_logging
 
     set_up_logging(arguments.verbose)

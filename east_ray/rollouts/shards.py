@@ -144,9 +144,10 @@ def read_footers(run: RunDirectory, directory: str, count: int) -> Iterator[dict
             _footers[version] = _read_footer(run, directory, index)
         return _footers[version]
 
-    with ThreadPoolExecutor(max_workers=2 if run.is_local else 16) as pool:  # each keeps a heap of its own
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        each = map if run.is_local else pool.map  # a thread keeps a heap of its own
         for start in range(0, count, 256):  # what waits in a pool costs more than a footer
-            for content in pool.map(footer, range(start, min(start + 256, count))):
+            for content in each(footer, range(start, min(start + 256, count))):
                 yield None if content is None else json.loads(content)
 
 
