@@ -6,8 +6,10 @@
 The run samples, trains an SFT and a DPO arm and evaluates, on the bundled model. The first command kills a random process
 every 20 to 60 seconds by SIGKILL: the driver, an engine, a grader, a trainer's rank or Ray's raylet, each found below the
 command that this script started. The second one keeps the run on an S3 server, which answers 503 for 180 seconds in every
-step. The files are then those of an undisturbed run, or the script exits with 1 and names those that differ. One line of
-JSON for each run is printed, and kept in DIRECTORY/chaos.jsonl.
+step. The files are then those of an undisturbed run, or the script exits with 1 and names those that differ. All runs take
+place in DIRECTORY/run and are renamed afterwards: a trained model's card names the directory of its base, so its fingerprint, and
+from the third round on the names of tokenised examples, depend on it. One line of JSON for each run is printed, and kept in
+DIRECTORY/chaos.jsonl.
 """
 
 from __future__ import annotations
@@ -73,11 +75,13 @@ def main() -> int:
         "--outage", type=float, metavar="SECONDS", help="no kills, but a store that is away in each step"
     )
     arguments = parser.parse_args()
-    calm, started = arguments.directory / "calm", time.monotonic()
+    calm, place, started = arguments.directory / "calm", arguments.directory / "run", time.monotonic()
+    shutil.rmtree(place, ignore_errors=True)
     if not (calm / "report.html").exists():
-        if run_once(calm, str(calm), arguments.rounds) != 0:
+        if run_once(calm, str(place), arguments.rounds) != 0:
             print("the undisturbed run failed", file=sys.stderr)
             return 1
+        place.rename(calm)
         print(f"undisturbed: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if arguments.outage is not None:
         with s3_server() as server:
@@ -86,9 +90,10 @@ def main() -> int:
             return disturb(calm, "outages", trouble.run, arguments.rounds, trouble)
     failed = 0
     for seed in arguments.seeds:
-        shutil.rmtree(calm.with_name(f"killed-{seed}"), ignore_errors=True)
-        kills = Kills(random.Random(seed), arguments.every)
-        failed |= disturb(calm, f"killed-{seed}", str(calm.with_name(f"killed-{seed}")), arguments.rounds, kills)
+        kept = calm.with_name(f"killed-{seed}")
+        shutil.rmtree(kept, ignore_errors=True)
+        failed |= disturb(calm, kept.name, str(place), arguments.rounds, Kills(random.Random(seed), arguments.every))
+        place.rename(kept)
     return failed
 
 
