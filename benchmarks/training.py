@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py --throughput ../shared/data [--losses sft dpo kto]
 
 The first computes padded rows, as TRL does. The second prints how far weighted gradients are from explicit weighted losses
-(tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths,
-against TRL's own trainers.
+(tests/support/oracles.py), in float32. The third trains without padding on GSM8K's lengths, against
+TRL's own trainers.
 
 Process time on a CPU, device time on a GPU; medians of steps taken in turns, so that a busy machine slows both alike.
 """
